@@ -1,0 +1,29 @@
+"""Every test: one torch thread, and no thread left behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+LEAVE_LIMIT_S = 5.0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_torch_thread() -> None:
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left() -> Iterator[None]:
+    """A thread that outlives its test would run into the next one."""
+    before = set(threading.enumerate())
+    yield
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in new:
+        thread.join(LEAVE_LIMIT_S)
+    left = [thread.name for thread in new if thread.is_alive()]
+    assert not left, f"threads left behind: {left}"

@@ -1,0 +1,180 @@
+"""Whatever frames arrive, reading gives a message or a reason, and the socket stands at the start of the next message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.node.conftest import poll, receive
+from zpala.gossip import codec
+from zpala.gossip import messages as m
+from zpala.gossip.codec import ProtocolError
+from zpala.node import frames, sockets
+from zpala.node.frames import FrameReader, Vector
+from zpala.node.sockets import Context, Socket
+
+NUMEL = 40_000  # 160 kB: more than pyzmq copies
+XID = m.ExchangeId(0, 1, 2)
+FETCH = m.Fetch(session=7, xid=XID)
+BUSY = m.Busy(session=7, xid=XID, reason="engaged")
+
+
+def data_of(payload: Vector) -> m.Data:
+    return m.Data(session=7, xid=XID, snapshot=m.SnapshotDescription(version=1, nbytes=payload.nbytes, checksum=0, square_norm=1.0))
+
+
+@pytest.fixture
+def pair(context: Context) -> Iterator[tuple[Socket, Socket]]:
+    """A ROUTER and a DEALER that is connected to it."""
+    router, port = sockets.router_socket(context, sockets.listening_socket("127.0.0.1", 0))
+    dealer = sockets.dealer_socket(context, sockets.endpoint("127.0.0.1", port), NUMEL * 4)
+    assert dealer.poll(10_000, zmq.POLLOUT)
+    yield router, dealer
+    router.close()
+    dealer.close()
+
+
+@pytest.fixture
+def link(pair: tuple[Socket, Socket]) -> bytes:
+    """The routing id that the ROUTER gave the DEALER."""
+    router, dealer = pair
+    dealer.send(b"x")
+    return receive(router)[0]
+
+
+def refuse_payload(message: m.DownMessage) -> Vector | None:
+    raise AssertionError(f"no place was to be asked for the payload of {message}")
+
+
+def read_down(dealer: Socket, place: Callable[[m.DownMessage], Vector | None] = refuse_payload) -> frames.Down:
+    poll(dealer)
+    down = FrameReader().read_down(dealer, place)
+    assert down is not None
+    return down
+
+
+def test_up_message(pair: tuple[Socket, Socket]) -> None:
+    router, dealer = pair
+    frame = codec.encode(FETCH)
+    assert frames.send_up(dealer, frame)
+    poll(router)
+    up = FrameReader().read_up(router)
+    assert up is not None
+    assert up.message == FETCH
+    assert up.nbytes == len(frame)
+    assert FrameReader().read_up(router) is None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[b""], [b"garbage"], [b"ZPA1"], [codec.encode(FETCH), b""], [codec.encode(FETCH), b"x" * 4096], [b""] * 50, [codec.encode(BUSY)]],
+    ids=["empty", "garbage", "short", "empty surplus", "surplus", "many", "down message"],
+)
+def test_a_bad_up_message_is_refused_and_the_next_one_is_read(pair: tuple[Socket, Socket], parts: list[bytes]) -> None:
+    router, dealer = pair
+    dealer.send_multipart(parts)
+    dealer.send(codec.encode(FETCH))
+    reader, read = FrameReader(), list[Any]()
+    while len(read) < 2:
+        poll(router)
+        read.append(reader.read_up(router))
+    assert isinstance(read[0].message, ProtocolError)
+    assert read[0].nbytes == sum(map(len, parts))
+    assert read[1].message == FETCH
+
+
+def test_a_header_at_the_limit_of_the_buffer_is_not_truncated_to_a_message(pair: tuple[Socket, Socket]) -> None:
+    router, dealer = pair
+    dealer.send(codec.encode(FETCH).ljust(codec.UP_MAX + 20, b"\0"))
+    poll(router)
+    up = FrameReader().read_up(router)
+    assert up is not None
+    assert isinstance(up.message, ProtocolError)
+    assert up.message.code == "limit"
+
+
+def test_down_message_without_payload(pair: tuple[Socket, Socket], link: bytes) -> None:
+    router, dealer = pair
+    assert frames.send_down(router, link, codec.encode(BUSY)) is True
+    down = read_down(dealer)
+    assert (down.message, down.payload_nbytes) == (BUSY, None)
+
+
+@pytest.mark.parametrize("numel", [1, 1000, NUMEL])
+def test_a_payload_arrives_in_place(pair: tuple[Socket, Socket], link: bytes, numel: int) -> None:
+    router, dealer = pair
+    sent, received = np.arange(numel, dtype=np.float32), np.full(numel, 1e9, dtype=np.float32)
+    tracker = frames.send_down(router, link, codec.encode(data_of(sent)), sent)
+    assert not isinstance(tracker, bool)
+    assert tracker.done or numel * 4 >= zmq.COPY_THRESHOLD
+    down = read_down(dealer, lambda message: received)
+    assert down.message == data_of(sent)
+    assert down.payload_nbytes == sent.nbytes
+    np.testing.assert_array_equal(received, sent)
+    tracker.wait(10.0)  # the buffer is free once it is out
+
+
+def test_a_payload_that_nobody_wants_is_read_away(pair: tuple[Socket, Socket], link: bytes) -> None:
+    router, dealer = pair
+    sent = np.ones(NUMEL, dtype=np.float32)
+    frames.send_down(router, link, codec.encode(data_of(sent)), sent)
+    frames.send_down(router, link, codec.encode(BUSY))
+    assert read_down(dealer, lambda message: None).payload_nbytes == sent.nbytes
+    assert read_down(dealer).message == BUSY
+
+
+@pytest.mark.parametrize("tail", [[b"1234"], [b"x" * 40_001], [b"x" * 40_000, b"y"], [b"x" * 40_000, b"y" * 5, b"z" * 6]])
+def test_the_true_size_of_a_payload_is_told(pair: tuple[Socket, Socket], link: bytes, tail: list[bytes]) -> None:
+    """Too short, too long, and surplus frames: never the size that the header promises."""
+    router, dealer = pair
+    place = np.zeros(10_000, dtype=np.float32)
+    router.send_multipart([link, codec.encode(data_of(place)), *tail])
+    router.send_multipart([link, codec.encode(BUSY)])
+    down = read_down(dealer, lambda message: place)
+    assert down.payload_nbytes == sum(map(len, tail)) != place.nbytes
+    assert read_down(dealer).message == BUSY
+
+
+@pytest.mark.parametrize(
+    "parts", [[b""], [b"garbage"], [codec.encode(BUSY), b"x"], [codec.encode(FETCH)], [b"x" * 5000], [b"x" * 5000, b"y" * 5000]]
+)
+def test_a_bad_down_message_is_refused_and_the_next_one_is_read(pair: tuple[Socket, Socket], link: bytes, parts: list[bytes]) -> None:
+    router, dealer = pair
+    router.send_multipart([link, *parts])
+    router.send_multipart([link, codec.encode(BUSY)])
+    down = read_down(dealer)
+    assert isinstance(down.message, ProtocolError)
+    assert down.nbytes == sum(map(len, parts))
+    assert read_down(dealer).message == BUSY
+
+
+def test_a_missing_payload_is_told(pair: tuple[Socket, Socket], link: bytes) -> None:
+    router, dealer = pair
+    message = data_of(np.zeros(4, dtype=np.float32))
+    router.send_multipart([link, codec.encode(message)])
+    down = read_down(dealer)
+    assert (down.message, down.payload_nbytes) == (message, None)
+
+
+def test_a_send_to_a_peer_that_has_gone_sends_nothing(pair: tuple[Socket, Socket]) -> None:
+    router, _ = pair
+    payload = np.zeros(NUMEL, dtype=np.float32)
+    assert frames.send_down(router, b"\0gone", codec.encode(data_of(payload)), payload) is False
+    assert frames.send_down(router, b"\0gone", codec.encode(BUSY)) is False
+
+
+def test_a_full_pipe_loses_whole_messages_only(pair: tuple[Socket, Socket], link: bytes) -> None:
+    """A peer that does not read: sends fail in the end, and what it reads later is complete messages."""
+    router, dealer = pair
+    payload = np.ones(NUMEL, dtype=np.float32)
+    results = [frames.send_down(router, link, codec.encode(data_of(payload)), payload) for _ in range(400)]
+    sent = sum(result is not False for result in results)
+    assert sent < 400
+    for _ in range(sent):
+        down = read_down(dealer, lambda message: payload)
+        assert down.payload_nbytes == payload.nbytes
+    assert not dealer.poll(0)

@@ -1,0 +1,234 @@
+"""The command line: options -> configuration -> one call. No logic of its own, and nothing heavy is imported before a command needs it.
+
+Every option of ``node`` and ``launch`` that names a setting is made from ``config.OPTION_FIELDS``: name, help and default stand there.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from zpala import __version__, config
+from zpala.exit_codes import ExitCode
+
+app = typer.Typer(
+    name="zpala",
+    help="Actor-learners on many machines that gossip their parameters: the same command on every machine, no broker, no head node.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+topology_app = typer.Typer(help="The graphs of who may gossip with whom.", no_args_is_help=True)
+config_app = typer.Typer(help="The run file and its values.", no_args_is_help=True)
+app.add_typer(topology_app, name="topology")
+app.add_typer(config_app, name="config")
+
+EPILOG = "Every option can be given as ZPALA_<OPTION> too. Precedence: command line, variable, run file, preset, default."
+_PANELS = {"preset": "Run", "run": "Run", "environment": "Environment", "algorithm": "Learner", "optimizer": "Learner", "gossip": "Gossip"}
+_ALIASES = {"total_timesteps": "total_env_steps", "env_id": "env", "learning_rate": "lr"}  # names that users of other code bases know
+
+RunFile = Annotated[
+    Path | None, typer.Argument(metavar="RUN.toml", help="Run file; without it the defaults and the preset.", show_default=False)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def _setting(option: str, field: str, hidden: bool) -> inspect.Parameter:
+    """One option of a setting. It takes text, and ``config`` judges it: an error reads the same wherever the value came from."""
+    model = dict(config.fields())[field]
+    flag = "--" + option.replace("_", "-")
+    default = "" if model.default is None else f" (default {model.default})"
+    info: dict[str, Any] = {"help": f"{model.description}{default}", "hidden": hidden, "show_default": False}
+    info["rich_help_panel"] = "Node" if field == "node.device" else _PANELS.get(field.partition(".")[0], "Network")
+    if model.annotation is bool:
+        names = flag if option == "insecure" else f"{flag}/--no-{flag[2:]}"
+        annotation: Any = Annotated[bool | None, typer.Option(names, **info)]
+    else:
+        names = flag
+        annotation = Annotated[str | None, typer.Option(names, metavar=_metavar(model.annotation), **info)]
+    return inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _metavar(annotation: object) -> str:
+    text = str(annotation)
+    if "all" in text:
+        return "all|N"
+    return "N" if annotation is int else "X" if "float" in text else "PATH" if "Path" in text else "TEXT"
+
+
+def _repeated(name: str, flag: str, metavar: str, text: str, panel: str) -> inspect.Parameter:
+    annotation = Annotated[list[str] | None, typer.Option(flag, metavar=metavar, help=text, rich_help_panel=panel, show_default=False)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives ``command`` the options of all settings; it receives them merged, as its argument ``overrides``."""
+    own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items() if name != "overrides"]
+    settings = [_setting(option, field, hidden=False) for option, field in config.OPTION_FIELDS.items()]
+    settings += [_setting(alias, config.OPTION_FIELDS[option], hidden=True) for alias, option in _ALIASES.items()]
+    settings.append(_repeated("env_arg", "--env-arg", "KEY=VALUE", "Argument of the environment; may be repeated.", "Environment"))
+    settings.append(_repeated("set_", "--set", "SECTION.FIELD=VALUE", "Any field of the run file; may be repeated.", "Run"))
+
+    @functools.wraps(command)
+    def wrapper(**values: Any) -> None:
+        given = {setting.name: values.pop(setting.name) for setting in settings}
+        command(**values, overrides=_overrides(given))
+
+    parameters = [*own, *settings]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
+
+
+def _overrides(given: dict[str, Any]) -> dict[str, object]:
+    """Options as typed -> dotted name of the setting -> value."""
+    overrides: dict[str, object] = {}
+    for option, value in given.items():
+        field = config.OPTION_FIELDS.get(_ALIASES.get(option, option))
+        if field is not None and value is not None:
+            overrides[field] = value if isinstance(value, bool) else config.option_value(field, value)
+    for text in given["env_arg"] or []:
+        overrides.update([config.parse_environment_argument(text)])
+    for text in given["set_"] or []:
+        overrides.update([config.parse_assignment(text)])
+    return overrides
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=lambda value: _print_version() if value else None
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=EPILOG)
+@_with_settings
+def node(
+    peers: Annotated[
+        Path,
+        typer.Option("--peers", metavar="HOSTS.txt", envvar="ZPALA_PEERS", help="All nodes: a line 'host:port' or 'name host:port' each."),
+    ],
+    run_file: RunFile = None,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """Run one node: the same command on every machine. It takes the line of HOSTS.txt that is this machine's and free."""
+    settings = config.load_config(run_file, overrides, os.environ)
+    from zpala.tools.start import start_node
+
+    raise typer.Exit(start_node(settings, peers=peers))
+
+
+@app.command(epilog=EPILOG)
+@_with_settings
+def launch(
+    run_file: RunFile = None,
+    nodes: Annotated[int, typer.Option("--nodes", "-n", metavar="N", min=1, max=256, help="Nodes to start on this machine.")] = 4,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """Start N nodes on this machine, show one table for all of them and stop them together."""
+    settings = config.load_config(run_file, overrides, os.environ)
+    from zpala.tools.launch import launch as launch_nodes
+
+    raise typer.Exit(launch_nodes(settings, nodes=nodes))
+
+
+@app.command("eval")
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories of one run; several if its nodes had one each.")],
+    episodes: Annotated[int, typer.Option("--episodes", metavar="N", min=1, help="Games per agent.")] = 30,
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="NAME", help="Only this node, and no mean model.", show_default=False)
+    ] = None,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions instead of taking the most probable.")] = False,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the games; never equal to those of training.")] = 0,
+    device: Annotated[str, typer.Option("--device", metavar="TEXT", help="cpu, cuda or cuda:1.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Let the final agent of every node, and the mean of all of them, play."""
+    from zpala.tools.evaluate import evaluate_runs
+
+    evaluation = evaluate_runs(runs, episodes=episodes, node=node, stochastic=stochastic, seed=seed, device=device)
+    _print(evaluation.json() if as_json else evaluation.table())
+
+
+@topology_app.command("list")
+def topology_list() -> None:
+    """The topologies that zpala brings along."""
+    from zpala.tools.topologies import listing
+
+    _print(listing())
+
+
+@topology_app.command("check")
+def topology_check(
+    name: Annotated[str, typer.Argument(metavar="TOPOLOGY", help="Shipped name, path to a .py file or to an edge list.")],
+    nodes: Annotated[int, typer.Option("--nodes", "-n", metavar="N", min=1, help="Number of nodes.")] = 4,
+    peers: Annotated[
+        Path | None, typer.Option("--peers", metavar="HOSTS.txt", help="Count the nodes of this file instead.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Is the graph symmetric and connected, and how fast does it average? Exit status 2 if it cannot be used."""
+    from zpala.tools.start import read_hosts
+    from zpala.tools.topologies import examine
+
+    size = nodes if peers is None else len(read_hosts(peers)[1])
+    examination = examine(name, size)
+    _print(examination.json() if as_json else examination.text())
+    raise typer.Exit(ExitCode.FINISHED if examination.usable else ExitCode.USAGE)
+
+
+@config_app.command("show", epilog=EPILOG)
+@_with_settings
+def config_show(run_file: RunFile = None, *, overrides: dict[str, object]) -> None:
+    """Print the resolved configuration as a run file."""
+    _print(config.load_config(run_file, overrides, os.environ).to_toml().rstrip())
+
+
+@config_app.command("presets")
+def config_presets() -> None:
+    """The names of the shipped presets."""
+    _print("\n".join(config.preset_names()))
+
+
+@app.command()
+def version() -> None:
+    """Print the version and exit."""
+    _print_version()
+
+
+def main() -> NoReturn:
+    """Entry point of ``zpala`` and ``python -m zpala``: errors that a person can mend are one paragraph on stderr."""
+    from zpala.gossip.hosts import HostsError
+    from zpala.gossip.topology import TopologyError
+    from zpala.run_directory import RunDirectoryError
+
+    try:
+        app()
+    except (config.ConfigError, HostsError, TopologyError, RunDirectoryError) as error:
+        print(f"zpala: {error}", file=sys.stderr)
+        sys.exit(ExitCode.USAGE)
+    sys.exit(ExitCode.FINISHED)
+
+
+def _print_version() -> NoReturn:
+    _print(f"zpala {__version__}")
+    raise typer.Exit(ExitCode.FINISHED)
+
+
+def _print(text: str) -> None:
+    print(text)

@@ -1,0 +1,424 @@
+"""The run file: every setting of zpala, its one default, its one-line description, and where a wrong value came from.
+
+Owns the pydantic models, the merge of the five sources and the text of configuration errors. It starts nothing, imports no torch and reads
+no file but the run file and the shipped presets. Precedence: command line > ``ZPALA_*`` variable > run file (TOML) > preset > default.
+Units stand in the names (``_s`` seconds, ``_frames`` emulator frames, ``env_steps`` agent decisions).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from zpala.config_source import Source, closest, parse_value, toml_source, toml_value
+from zpala.gossip.settings import GossipSettings
+
+if TYPE_CHECKING:
+    from zpala.rl.environments import AtariSettings
+
+# Options of the command line that have a name of their own, and the field that each sets. ``ZPALA_<OPTION>`` sets the same field.
+OPTION_FIELDS: Mapping[str, str] = {
+    "preset": "preset",
+    "env": "environment.id",
+    "algorithm": "algorithm.name",
+    "total_env_steps": "run.total_env_steps",
+    "target_return": "run.target_return",
+    "num_envs": "environment.num_envs",
+    "num_steps": "algorithm.num_steps",
+    "lr": "optimizer.lr",
+    "seed": "run.seed",
+    "run_dir": "run.directory",
+    "device": "node.device",
+    "topology": "gossip.topology",
+    "max_staleness": "gossip.max_staleness",
+    "gossip": "gossip.enabled",
+    "wait_for": "gossip.wait_for",
+    "start_timeout": "gossip.start_timeout_s",
+    "listen": "node.listen",
+    "name": "node.name",
+    "insecure": "node.insecure",
+}
+
+
+class ConfigError(Exception):
+    """A setting is wrong: one paragraph that names the source, the line, the field and the fix. Nothing was started (exit status 2)."""
+
+
+class Section(BaseModel):
+    """Settings are frozen, unknown keys are refused and types are not coerced (``"5"`` is no number)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class RunConfig(Section):
+    seed: int = Field(1, ge=0, lt=2**31, description="Root seed; every node, actor and environment derives its own from it.")
+    total_env_steps: int = Field(1_000_000, ge=1, description="Budget of the whole cluster in env_steps (agent decisions, not frames).")
+    target_return: float | None = Field(
+        None, description="Stop early when every live node's mean raw return of its last 100 games has reached this."
+    )
+    directory: Path | None = Field(None, strict=False, description="Run directory; without it a new one under runs/.")
+    log_interval_s: float = Field(10.0, gt=0, description="Seconds between two rows of metrics.")
+
+
+class EnvironmentConfig(Section):
+    id: str = Field("CartPole-v1", min_length=1, description="Gymnasium id, Atari id or module:factory.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the environment (--env-arg key=value).")
+    num_envs: int = Field(16, ge=1, le=65_536, description="Environments of one node.")
+    frame_skip: int = Field(4, ge=1, description="Atari: emulator frames per env_step.")
+    sticky_action_probability: float = Field(0.0, ge=0, lt=1, description="Atari: probability that the last action is repeated.")
+    noop_max: int = Field(30, ge=0, description="Atari: at most this many random no-ops at the start of a game.")
+    max_episode_frames: int = Field(108_000, ge=1, description="Atari: a game is truncated after this many emulator frames.")
+    full_action_space: bool = Field(False, description="Atari: all 18 actions instead of the game's own.")
+
+    def atari_settings(self) -> AtariSettings:
+        """The part of these settings that only Atari games have, as ``zpala.rl`` takes it."""
+        from zpala.rl.environments import AtariSettings
+
+        names = ("frame_skip", "sticky_action_probability", "noop_max", "max_episode_frames", "full_action_space")
+        return AtariSettings(**{name: getattr(self, name) for name in names})
+
+
+class NetworkConfig(Section):
+    name: Literal["auto", "mlp", "nature_cnn"] = Field("auto", description="auto: nature_cnn for images, mlp for vectors.")
+    hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
+    activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
+    channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")
+
+
+class AlgorithmConfig(Section):
+    name: Literal["a2c"] = Field("a2c", description="Learning algorithm.")
+    num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
+    gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
+    entropy_coefficient: float = Field(0.01, ge=0, description="Weight of the mean entropy bonus.")
+    value_coefficient: float = Field(0.5, ge=0, description="Weight of the mean squared value error.")
+    max_grad_norm: float = Field(0.5, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    clip_rewards: bool = Field(False, description="Clip rewards to [-1, 1] for learning; logged returns stay raw.")
+    reuse_graph: bool | Literal["auto"] = Field("auto", description="Keep the graph of the acting pass for the update: no second pass.")
+
+
+class OptimizerConfig(Section):
+    name: Literal["rmsprop", "adam"] = Field("rmsprop", description="Optimiser; its state stays local to the node.")
+    lr: float = Field(7e-4, gt=0, description="Learning rate; never scaled by the number of nodes.")
+    alpha: float = Field(0.99, ge=0, lt=1, description="RMSprop: decay of the mean square.")
+    epsilon: float = Field(1e-5, gt=0, description="Added to the denominator.")
+    epsilon_inside_root: bool = Field(False, description="RMSprop: sqrt(v + epsilon) as TensorFlow 1, else sqrt(v) + epsilon.")
+    initial_square_average: float = Field(0.0, ge=0, description="RMSprop: start of the mean square (TensorFlow 1: 1, torch: 0).")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam: decay of the first moment.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam: decay of the second moment.")
+    anneal: Literal["linear", "none"] = Field("linear", description="linear: lr falls to 0 with the cluster's progress.")
+
+
+class GossipConfig(Section):
+    enabled: bool = Field(True, description="Average parameters with the neighbours; the cluster still counts one budget without.")
+    topology: str = Field("full", min_length=1, description="Shipped name, path to a .py file or to an edge list.")
+    max_staleness: int = Field(16, ge=1, description="Updates without fresh news from a neighbour before the gate closes.")
+    gate_limit_s: float = Field(6.0, gt=0, description="No wait in the gate lasts longer.")
+    mixing_weight: float = Field(0.5, gt=0, le=0.5, description="w of x += w (peer - own).")
+    initial: Literal["adopt", "own"] = Field("adopt", description="adopt: all start from one node's parameters.")
+    wait_for: int | Literal["all"] = Field("all", description="Nodes to wait for at the start.")
+    start_timeout_s: float = Field(60.0, ge=0, description="Then the run starts with the nodes that are there.")
+    heartbeat_s: float = Field(0.5, gt=0, description="Interval of heartbeats.")
+    suspect_s: float = Field(2.0, gt=0, description="Silence after which a peer gets no offers.")
+    dead_s: float = Field(5.0, gt=0, description="Silence after which a peer counts as dead and frees the gate.")
+    stall_s: float = Field(10.0, gt=0, description="Time without progress after which a live peer no longer holds the gate.")
+    hello_s: float = Field(3.0, gt=0, description="Interval between attempts to reach a peer.")
+    offer_timeout_s: float = Field(1.0, gt=0, description="Wait for an answer to an offer.")
+    exchange_timeout_s: float = Field(5.0, gt=0, description="Longest exchange before it is aborted or in doubt.")
+    retransmit_s: float = Field(0.4, gt=0, description="Interval between repetitions of FETCH and OK.")
+    keep_s: float = Field(10.0, gt=0, description="A delta from an exchange in doubt is applied within this time, later it is a defect.")
+    drain_s: float = Field(10.0, ge=0, description="Longest drain at the end of the run.")
+    drain_distance: float = Field(1e-3, gt=0, description="Relative distance at which two finished neighbours are close.")
+    max_share: float = Field(0.2, gt=0, le=1, description="Gossip's share of the node's time before offers are held back.")
+    max_norm_ratio: float = Field(10.0, gt=1, description="A peer's vector is refused above this multiple of the own norm.")
+    max_distance: float = Field(1.0, gt=0, description="Relative distance above which two nodes have diverged.")
+    on_diverged: Literal["exit"] = Field("exit", description="What a diverged node does.")
+
+    @model_validator(mode="after")
+    def _check(self) -> GossipConfig:
+        self.settings()  # refuses values that break an argument of the protocol, and says which argument
+        return self
+
+    def settings(self) -> GossipSettings:
+        """The same numbers as the plain record that the protocol takes."""
+        return GossipSettings(**self.model_dump())
+
+
+class NodeConfig(Section):
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA when there is one; cpu, cuda, cuda:1.")
+    actors: int = Field(1, ge=1, description="Actor threads per group.")
+    groups: int | Literal["auto"] = Field("auto", description="Groups of actors; auto: 1 on a CPU, 2 with an accelerator.")
+    threads: int | Literal["auto"] = Field("auto", description="Threads of torch and ALE; auto: cores / nodes on this machine.")
+    insecure: bool = Field(False, description="Listen on an address that other machines reach, without keys.")
+    listen: str | None = Field(None, description="Address to bind, host:port; without it the node's own line decides.")
+    name: str | None = Field(None, description="This node's name or host:port in hosts.txt; without it the node claims a line.")
+
+    @model_validator(mode="after")
+    def _check(self) -> NodeConfig:
+        for field in ("groups", "threads"):
+            value = getattr(self, field)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f'{field} must be "auto" or at least 1')
+        return self
+
+
+class Config(Section):
+    """All settings of one node of one run."""
+
+    preset: str | None = Field(None, description="Name of a shipped set of values, see zpala/presets.")
+    run: RunConfig = RunConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    network: NetworkConfig = NetworkConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gossip: GossipConfig = GossipConfig()
+    node: NodeConfig = NodeConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        groups = self.node.groups if isinstance(self.node.groups, int) else 1
+        if self.node.actors * groups > self.environment.num_envs:
+            raise ValueError(
+                f"node.actors x node.groups = {self.node.actors * groups} is more than environment.num_envs = {self.environment.num_envs}: "
+                "every actor steps at least one environment"
+            )
+        if any(size < 1 for size in self.network.hidden_sizes):
+            raise ValueError("network.hidden_sizes must all be at least 1")
+        return self
+
+    def to_toml(self) -> str:
+        """Every value as a run file that loads to this same configuration. A field without a value (None) is left out."""
+        lines = ["# Resolved configuration of a zpala run: every value that was in force."]
+        if self.preset is not None:
+            lines.append(f"preset = {toml_value(self.preset)}")
+        for name in SECTIONS:
+            lines += ["", f"[{name}]"]
+            section = getattr(self, name)
+            for field in type(section).model_fields:
+                value = getattr(section, field)
+                if value is not None:
+                    lines.append(f"{field} = {toml_value(value)}")
+        return "\n".join(lines) + "\n"
+
+
+SECTIONS: tuple[str, ...] = tuple(name for name in Config.model_fields if name != "preset")
+
+
+def fields() -> Iterator[tuple[str, Any]]:
+    """(dotted name, pydantic field) of every setting."""
+    yield "preset", Config.model_fields["preset"]
+    for section in SECTIONS:
+        model = Config.model_fields[section].annotation
+        for name, field in model.model_fields.items():  # type: ignore[union-attr]
+            yield f"{section}.{name}", field
+
+
+def load_config(run_file: Path | None, overrides: Mapping[str, object], environ: Mapping[str, str]) -> Config:
+    """Merge defaults, preset, run file, ``ZPALA_*`` variables and ``overrides`` (dotted name -> value, the command line) into one Config.
+
+    Raises ConfigError with one paragraph that names the source, the field and the fix.
+    """
+    sources = [_command_line_source(overrides), _environment_source(environ)]
+    if run_file is not None:
+        sources.append(_file_source(run_file))
+    for source in sources:
+        _check_keys(source)
+    preset = next((value for source in sources for value in [source.values.get("preset")] if value is not None), None)
+    if preset is not None:
+        sources.append(_preset_source(preset, next(source for source in sources if source.values.get("preset") is not None)))
+
+    tree: dict[str, Any] = {}
+    origin: dict[str, Source] = {}
+    for source in reversed(sources):
+        for key, value in source.values.items():
+            origin[key] = source
+            _put(tree, key, value)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, origin)) from None
+
+
+def parse_assignment(text: str) -> tuple[str, object]:
+    """``section.field=value`` of ``--set`` -> (dotted name, value)."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set {text!r}: expected section.field=value, for example --set gossip.max_staleness=32.")
+    return name.strip(), parse_value(value)
+
+
+def parse_environment_argument(text: str) -> tuple[str, object]:
+    """``key=value`` of ``--env-arg`` -> (dotted name, value)."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip().isidentifier():
+        raise ConfigError(f"--env-arg {text!r}: expected key=value with the name of an argument, for example --env-arg size=8.")
+    return f"environment.args.{name.strip()}", parse_value(value)
+
+
+def option_value(field: str, text: str) -> object:
+    """What ``text``, given as an option or a variable, means for ``field``: itself where the field is a text, else a TOML value."""
+    return text if _is_text(field) else parse_value(text)
+
+
+def _presets() -> Traversable:
+    return resources.files("zpala").joinpath("presets")
+
+
+def preset_names() -> list[str]:
+    return sorted(entry.name.removesuffix(".toml") for entry in _presets().iterdir() if entry.name.endswith(".toml"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------- sources
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(name for name, _ in fields())
+
+
+def _check_keys(source: Source) -> None:
+    """Refuse names that are no setting, offering the closest one."""
+    for key, value in source.values.items():
+        if key in _known() or key.startswith("environment.args."):
+            continue
+        section, _, field = key.partition(".")
+        place = source.place(key)
+        if field and section in SECTIONS:
+            names = [name.partition(".")[2] for name in _known() if name.startswith(section + ".")]
+            raise ConfigError(f"{place}: [{section}] has no field {field!r}. {closest(field, names)}")
+        if section in SECTIONS:
+            raise ConfigError(f"{place}: {section} is a section and {value!r} no table. Write [{section}] and its fields below it.")
+        elsewhere = sorted(name for name in _known() if name.endswith(f".{field or section}"))
+        if elsewhere:
+            raise ConfigError(f"{place}: there is no {key!r}. Did you mean {' or '.join(elsewhere)}?")
+        what = f"section [{section}]" if field else f"field {key!r}"
+        raise ConfigError(f"{place}: there is no {what}. {closest(section, ['preset', *SECTIONS])}")
+
+
+def _command_line_source(overrides: Mapping[str, object]) -> Source:
+    flags = {field: f"--{option.replace('_', '-')} (or --set {field})" for option, field in OPTION_FIELDS.items()}
+    places = {key: flags.get(key, f"--set {key}") for key in overrides}
+    places |= {key: f"--env-arg {key.removeprefix('environment.args.')}" for key in overrides if key.startswith("environment.args.")}
+    return Source("", dict(overrides), places)
+
+
+def _environment_source(environ: Mapping[str, str]) -> Source:
+    """``ZPALA_<OPTION>`` and ``ZPALA_<SECTION>_<FIELD>``. A misspelt field of a known section is refused; other names are not ours."""
+    variables = {f"ZPALA_{name.replace('.', '_').upper()}": name for name, _ in fields()}
+    variables |= {f"ZPALA_{option.upper()}": field for option, field in OPTION_FIELDS.items()}
+    values: dict[str, object] = {}
+    places: dict[str, str] = {}
+    for variable in sorted(environ):
+        key = variables.get(variable)
+        if key is not None:
+            values[key] = option_value(key, environ[variable])
+            places[key] = f"environment variable {variable}"
+            continue
+        of_section = any(variable.startswith(f"ZPALA_{section.upper()}_") for section in SECTIONS)
+        of_kubernetes = re.search(r"_SERVICE_|_PORT(_|$)", variable) is not None  # injected for a service that is called zpala-node
+        if of_section and not of_kubernetes:
+            raise ConfigError(f"environment variable {variable}: there is no such setting. {closest(variable, variables)}")
+    return Source("", values, places)
+
+
+def _file_source(path: Path) -> Source:
+    try:
+        return _read_toml(path.read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the run file ({error.strerror}). Name an existing TOML file.") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: the run file is not UTF-8 text. Save it as UTF-8.") from None
+
+
+def _preset_source(name: object, asked_by: Source) -> Source:
+    names = preset_names()
+    if name not in names:
+        raise ConfigError(f"{asked_by.place('preset')}: there is no preset {name!r}. {closest(str(name), names)}")
+    source = _read_toml(_presets().joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"preset {name}")
+    _check_keys(source)
+    return source
+
+
+def _read_toml(text: str, name: str) -> Source:
+    try:
+        return toml_source(text, name)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: not valid TOML: {error}. Strings stand in quotes, sections in [brackets].") from None
+
+
+def _is_text(key: str) -> bool:
+    """Is the field a plain text (then ``ZPALA_NAME=5`` means the text "5")?"""
+    annotation = dict(fields())[key].annotation
+    return annotation is str or str in get_args(annotation) or Path in get_args(annotation)
+
+
+def _put(tree: dict[str, Any], key: str, value: object) -> None:
+    section, _, field = key.partition(".")
+    if not field:
+        tree[section] = value
+        return
+    branch = tree.setdefault(section, {})
+    name, _, argument = field.partition(".")
+    if argument:
+        branch[name] = {**branch.get(name, {}), argument: value}
+    elif key == "environment.args" and isinstance(value, dict):
+        branch[name] = {**branch.get(name, {}), **value}
+    else:
+        branch[name] = value
+
+
+# ---------------------------------------------------------------------------------------------------------------------- errors
+
+
+def _explain(error: ValidationError, origin: Mapping[str, Source]) -> str:
+    """The first wrong value as one paragraph: place, field, value, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join(path[:2])
+    if first["type"] == "value_error" and len(path) < 2:  # a cross-field check: name every place that set one of the fields it mentions
+        message = str(first["ctx"]["error"])
+        section = path[0] if path else ""
+        mentioned = [name for name, _ in fields() if re.search(rf"\b{name if not section else name.partition('.')[2]}\b", message)]
+        places = [origin[name].place(name) for name in mentioned if name in origin and (not section or name.startswith(section + "."))]
+        return f"{'; '.join(dict.fromkeys(places)) or 'configuration'}: {f'[{section}] ' if section else ''}{message}."
+    place = origin[key].place(key) if key in origin else "configuration"
+    description = dict(fields())[key].description if key in _known() else ""
+    return f"{place}: {key} = {first['input']!r} is not allowed: {_allowed(key, first)}. ({description})"
+
+
+def _allowed(key: str, first: Any) -> str:
+    field = dict(fields())[key]
+    words = [text for argument in (field.annotation, *get_args(field.annotation)) for text in _type_words(argument)]
+    if first["type"] == "string_pattern_mismatch":
+        return 'expected "auto", "cpu", "cuda" or "cuda:<number>"'
+    if first["type"] == "string_too_short":
+        return "expected a text that is not empty"
+    if first["type"] in {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}:
+        limit = str(first["msg"]).removeprefix("Input should be ")
+        return f"expected {limit[:1].lower()}{limit[1:]}"
+    text = f"expected {' or '.join(dict.fromkeys(words))}"
+    names = [word.strip('"') for word in words if word.startswith('"')]
+    if isinstance(first["input"], str) and (close := difflib.get_close_matches(first["input"].lower(), names, n=1, cutoff=0.5)):
+        text += f' (did you mean "{close[0]}"?)'
+    return text
+
+
+def _type_words(annotation: object) -> list[str]:
+    if getattr(annotation, "__origin__", None) is Literal:
+        return [json.dumps(value) for value in get_args(annotation)]
+    if getattr(annotation, "__origin__", None) is tuple:
+        return ["a list of whole numbers"]
+    if getattr(annotation, "__origin__", None) is dict:
+        return ["a table of arguments"]
+    names: dict[object, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text in quotes", Path: "a path"}
+    word = names.get(annotation)
+    return [word] if word is not None else []

@@ -1,0 +1,41 @@
+"""The exit statuses of every zpala command and what each means. README.md's table is tested against this one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """A batch script can tell by the status alone whether to correct the input (2), the network (3) or the run itself."""
+
+    FINISHED = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    NETWORK = 3
+    SECURITY = 4
+    NUMERICAL = 5
+    ACTORS = 7
+    DUPLICATE = 8
+    CUDA = 9
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+    @property
+    def meaning(self) -> str:
+        """One line for people."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.FINISHED: "finished: budget spent, target reached, or the command did its work",
+    ExitCode.UNEXPECTED: "unexpected error, with a traceback",
+    ExitCode.USAGE: "usage: command line, run file, topology, environment, run directory, or nodes that do not agree; nothing was started",
+    ExitCode.NETWORK: "network: port taken, no line of its own in hosts.txt, another run on the same addresses, no start",
+    ExitCode.SECURITY: "security: refused to listen where others reach it without keys",
+    ExitCode.NUMERICAL: "numerical: loss or gradient not finite, or the node diverged from its peers",
+    ExitCode.ACTORS: "actors: an environment hung or failed",
+    ExitCode.DUPLICATE: "duplicate: the same node already runs elsewhere",
+    ExitCode.CUDA: "CUDA: device missing, lost or out of memory",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C (SIGINT)",
+    ExitCode.TERMINATED: "terminated by SIGTERM",
+}

@@ -1,0 +1,285 @@
+"""A node takes over the state of another: parameters, optimiser vectors, version, counters (design D4). Pure; runs in the proxy thread.
+
+``Joiner`` is the receiving end, ``Donor`` the giving one. The state travels as whole parts, one after the other, each checked by its
+checksum. Both ends use the node's state parts (arrays f32[numel]); whose turn it is with them is this module's business:
+
+* Joiner: from ``begin`` until the learner reports "adopted" they are receive buffers, then the learner's.
+* Donor: from CaptureState to StateCaptured they are the learner's; afterwards they are read by transfers. They are captured anew
+  only when no transfer is under way and no zero-copy send of them is in flight; until then a request stays unanswered, and is repeated.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Collection, Mapping
+from enum import Enum, auto
+
+from zpala.gossip.actions import Outbox, Payload, SendDown, SendUp
+from zpala.gossip.buffers import Vector
+from zpala.gossip.events import AdoptState, CaptureState, StateCaptured
+from zpala.gossip.membership import Member
+from zpala.gossip.messages import Counter, StateData, StateFetch, StateMeta, StatePart, StateRequest
+from zpala.gossip.mixing import checksum, square_norm
+from zpala.gossip.settings import GossipSettings
+
+FRESH_S = 5.0  # a captured state serves whoever asks within that time
+
+
+class _Stage(Enum):
+    IDLE = auto()
+    SEARCHING = auto()  # no donor
+    ASKED = auto()  # waiting for STATE_META
+    FETCHING = auto()  # waiting for STATE_DATA of part ``_part``
+    INSTALLING = auto()  # the learner's turn
+
+
+class Joiner:
+    """Gets one state from one donor, and starts over with the next donor when that fails."""
+
+    def __init__(self, parts: Mapping[str, Vector], settings: GossipSettings, rng: random.Random, outbox: Outbox) -> None:
+        self._parts = dict(parts)
+        self._names = tuple(parts)
+        self._settings = settings
+        self._rng = rng
+        self._out = outbox
+        self._stage = _Stage.IDLE
+        self._donor: Member | None = None
+        self._donor_incarnation = 0
+        self._failed: set[int] = set()
+        self._meta: StateMeta | None = None
+        self._part = 0
+        self._repeat_at = math.inf
+        self._give_up_at = math.inf
+        self.failures = 0
+        self.rejected = 0
+
+    @property
+    def searching(self) -> bool:
+        return self._stage is _Stage.SEARCHING
+
+    @property
+    def installing(self) -> bool:
+        return self._stage is _Stage.INSTALLING
+
+    def begin(self) -> None:
+        """Forget whatever was under way; ``on_timer`` chooses the first donor."""
+        self._stage = _Stage.SEARCHING
+        self._donor = self._meta = None
+        self._failed.clear()
+        self._repeat_at = self._give_up_at = math.inf
+
+    def finish(self) -> StateMeta:
+        """The learner has installed the state; returns what it consisted of."""
+        if self._stage is not _Stage.INSTALLING or self._meta is None:
+            raise ValueError("nothing is being adopted")
+        self._stage = _Stage.IDLE
+        return self._meta
+
+    def cancel(self) -> None:
+        self._stage = _Stage.IDLE
+        self._donor = None
+        self._repeat_at = self._give_up_at = math.inf
+
+    def deadline(self) -> float:
+        return min(self._repeat_at, self._give_up_at)
+
+    def on_timer(self, donors: Collection[Member], now: float) -> None:
+        """``donors``: whoever could give the state of the right run."""
+        donor = self._donor
+        if donor is not None and self._stage in (_Stage.ASKED, _Stage.FETCHING):
+            if now >= self._give_up_at or donor not in donors or donor.incarnation != self._donor_incarnation:
+                self._fail(f"line {donor.line} did not answer in time or is gone")
+            elif now >= self._repeat_at:
+                self._ask(now)
+        if self._stage is _Stage.SEARCHING and donors:
+            self._choose(donors, now)
+
+    def _choose(self, donors: Collection[Member], now: float) -> None:
+        untried = [member for member in donors if member.line not in self._failed]
+        if not untried:
+            self._failed.clear()
+            untried = list(donors)
+        load = min(member.condition.load for member in untried)
+        self._donor = self._rng.choice(sorted((m for m in untried if m.condition.load <= load + 0.1), key=lambda member: member.line))
+        self._donor_incarnation = self._donor.incarnation
+        self._stage = _Stage.ASKED
+        self._progress(now)
+        self._ask(now)
+
+    def _progress(self, now: float) -> None:
+        self._give_up_at = now + 2 * self._settings.exchange_timeout_s
+
+    def _ask(self, now: float) -> None:
+        self._repeat_at = now + self._settings.exchange_timeout_s / 3
+        donor = self._donor
+        if donor is None or donor.session_out is None:
+            return
+        if self._stage is _Stage.ASKED:
+            self._out.add(SendUp(donor.line, StateRequest(session=donor.session_out)))
+        elif self._meta is not None:
+            self._out.add(SendUp(donor.line, StateFetch(session=donor.session_out, state_id=self._meta.state_id, part=self._part)))
+
+    def _fail(self, why: str) -> None:
+        self.failures += 1
+        if self._donor is not None:
+            self._failed.add(self._donor.line)
+        self._out.log("warning", f"adopting a state failed: {why}; trying the next donor")
+        self._donor = self._meta = None
+        self._stage = _Stage.SEARCHING
+        self._repeat_at = self._give_up_at = math.inf
+
+    def on_meta(self, member: Member, meta: StateMeta, nonce: bytes, now: float) -> None:
+        """``nonce``: of the run whose state is wanted."""
+        if member is not self._donor or self._stage not in (_Stage.ASKED, _Stage.FETCHING):
+            return
+        if self._stage is _Stage.FETCHING and self._meta is not None and meta.state_id == self._meta.state_id:
+            return
+        offered = tuple((part.name, part.nbytes) for part in meta.parts)
+        if meta.nonce != nonce or offered != tuple((name, self._parts[name].nbytes) for name in self._names):
+            self.rejected += 1
+            self._fail(f"line {member.line} offers {[name for name, _ in offered]} of another run or layout")
+            return
+        self._meta, self._part, self._stage = meta, 0, _Stage.FETCHING
+        self._progress(now)
+        self._ask(now)
+
+    def receive_buffer(self, member: Member, message: StateData) -> Vector | None:
+        return self._parts[self._names[self._part]] if self._wanted(member, message) else None
+
+    def _wanted(self, member: Member, message: StateData) -> bool:
+        return (
+            member is self._donor
+            and self._stage is _Stage.FETCHING
+            and self._meta is not None
+            and message.state_id == self._meta.state_id
+            and message.part == self._part
+        )
+
+    def on_data(self, member: Member, message: StateData, payload_nbytes: int | None, now: float) -> None:
+        """The payload, if it was wanted, lies in ``receive_buffer``. After the last part the learner is told to install."""
+        meta = self._meta
+        if meta is None or not self._wanted(member, message):
+            return
+        part, array = meta.parts[self._part], self._parts[self._names[self._part]]
+        if payload_nbytes != part.nbytes or checksum(array) != part.checksum or not math.isfinite(square_norm(array)):
+            self.rejected += 1
+            self._fail(f"part {part.name!r} from line {member.line} is damaged")
+            return
+        self._part += 1
+        if self._part < len(meta.parts):
+            self._progress(now)
+            self._ask(now)
+            return
+        self._stage = _Stage.INSTALLING
+        self._repeat_at = self._give_up_at = math.inf
+        self._out.learner(AdoptState(version=meta.version, optimizer_steps=meta.optimizer_steps, parts=self._names))
+
+
+class Donor:
+    """Serves this node's state to any number of joiners."""
+
+    def __init__(self, parts: Mapping[str, Vector], settings: GossipSettings, outbox: Outbox) -> None:
+        self._arrays = tuple(parts.values())
+        self._names = tuple(parts)
+        self._settings = settings
+        self._out = outbox
+        self._state_id = 0
+        self._capturing = False
+        self._captured: StateCaptured | None = None
+        self._captured_at = -math.inf
+        self._described: tuple[StatePart, ...] = ()
+        self._waiting: dict[int, Member] = {}  # line -> who wants a STATE_META
+        self._transfers: dict[int, float] = {}  # line -> last sign of a transfer under way
+        self._in_flight: list[int] = [0] * len(self._arrays)
+        self._to: dict[tuple[int, int], int] = {}  # (line, part) -> sends of it in flight, not known one by one: an upper bound
+        self.bytes_sent = 0
+
+    def array(self, part: int) -> Vector:
+        return self._arrays[part]
+
+    @property
+    def in_flight(self) -> int:
+        return sum(self._in_flight)
+
+    @property
+    def capturing(self) -> bool:
+        """The learner has the parts."""
+        return self._capturing
+
+    def on_request(self, member: Member, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+        if self._capturing:
+            self._waiting[member.line] = member
+        elif self._captured is not None and now - self._captured_at < FRESH_S:
+            self._send_meta(member, nonce, counters, now)
+        elif not self._busy(now):
+            self._waiting[member.line] = member
+            self.capture()
+
+    def capture(self) -> None:
+        """Ask the learner for its state."""
+        self._capturing = True
+        self._captured = None
+        self._state_id += 1
+        self._out.learner(CaptureState(state_id=self._state_id))
+
+    def _busy(self, now: float) -> bool:
+        limit_s = self._settings.exchange_timeout_s
+        self._transfers = {line: at for line, at in self._transfers.items() if now - at < limit_s}
+        return bool(self._transfers) or self.in_flight > 0
+
+    def on_captured(self, captured: StateCaptured, nonce: bytes, counters: tuple[Counter, ...], now: float) -> bool:
+        """True when this is the state that was asked for."""
+        if not self._capturing or captured.state_id != self._state_id:
+            return False
+        self._capturing = False
+        self._captured, self._captured_at = captured, now
+        self._described = tuple(
+            StatePart(name=name, nbytes=array.nbytes, checksum=checksum(array))
+            for name, array in zip(self._names, self._arrays, strict=True)
+        )
+        for member in self._waiting.values():
+            self._send_meta(member, nonce, counters, now)
+        self._waiting.clear()
+        return True
+
+    def _send_meta(self, member: Member, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+        if self._captured is None or member.link is None:
+            return
+        self._transfers[member.line] = now
+        meta = StateMeta(
+            session=member.session_in,
+            state_id=self._state_id,
+            nonce=nonce,
+            version=self._captured.version,
+            optimizer_steps=self._captured.optimizer_steps,
+            parts=self._described,
+            counters=counters,
+        )
+        self._out.add(SendDown(member.link, meta))
+
+    def on_fetch(self, member: Member, message: StateFetch, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+        """A fetch of a state that is no longer there is answered by the present one's STATE_META: the joiner starts over."""
+        if self._captured is None or member.link is None or message.part >= len(self._arrays):
+            return
+        if message.state_id != self._state_id:
+            self._send_meta(member, nonce, counters, now)
+            return
+        if self._to.get((member.line, message.part), 0) and self._in_flight[message.part]:
+            return  # asked again while it is on its way
+        self._transfers[member.line] = now
+        if message.part == len(self._arrays) - 1:
+            del self._transfers[member.line]  # in flight until the send is over; a repeated fetch brings it back
+        self._to[member.line, message.part] = 1
+        self._in_flight[message.part] += 1
+        described = self._described[message.part]
+        self.bytes_sent += described.nbytes
+        data = StateData(
+            session=member.session_in, state_id=self._state_id, part=message.part, nbytes=described.nbytes, checksum=described.checksum
+        )
+        self._out.add(SendDown(member.link, data, Payload("state", message.part)))
+
+    def on_sent(self, part: int) -> None:
+        self._in_flight[part] -= 1
+        if not self._in_flight[part]:
+            self._to = {key: count for key, count in self._to.items() if key[1] != part}

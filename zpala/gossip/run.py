@@ -1,0 +1,58 @@
+"""Where this node stands in its run: phase, nonce, how far, how it ends. A record that the protocol's parts share; it decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zpala.gossip.events import Published
+from zpala.gossip.membership import ACTIVE, Phase
+from zpala.gossip.messages import Condition
+
+RETURNS = 100  # games that a mean return is taken over
+
+
+@dataclass(slots=True)
+class Run:
+    """``announce``: peers and learner are to be told at once, not at the next heartbeat."""
+
+    phase: Phase = Phase.WAITING
+    nonce: bytes = b""  # of the run; empty while WAITING
+    since: float = 0.0  # when this phase began
+    version: int = 0
+    published: Published | None = None
+    load: float = 0.0
+    finish_reason: str = ""
+    announce: bool = False
+    history: list[tuple[Phase, float]] = field(default_factory=list)
+
+    def enter(self, phase: Phase, now: float) -> None:
+        self.phase = phase
+        self.since = now
+        self.announce = True
+        self.history.append((phase, now))
+
+    @property
+    def active(self) -> bool:
+        return self.phase in ACTIVE
+
+    def condition(self) -> Condition:
+        """My account for HELLO, WELCOME and HEARTBEAT."""
+        published = self.published
+        if published is None:
+            return Condition(phase=self.phase.value, version=self.version, load=self.load, finish_reason=self.finish_reason)
+        return Condition(
+            phase=self.phase.value,
+            updates=published.updates,
+            version=published.version,
+            env_steps=published.env_steps,
+            rate=published.rate,
+            load=self.load,
+            return_mean=published.return_mean,
+            return_count=published.return_count,
+            finish_reason=self.finish_reason,
+        )
+
+
+def reached(condition: Condition, target_return: float | None) -> bool:
+    """Has a node in this condition a mean return over 100 games of at least the target?"""
+    return target_return is not None and condition.return_count >= RETURNS and condition.return_mean >= target_return

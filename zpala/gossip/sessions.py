@@ -1,0 +1,299 @@
+"""Sessions: HELLO and WELCOME both ways, refusals, dialling and dialling again. Pure; runs in the proxy thread.
+
+A session says "this link is that process of that line, and we agree". Each side gives one to the other: a node counts as a partner only
+when there is one in each direction. A HELLO that disagrees is refused with the field and both values (design D8); who is not RUNNING yet
+stops with exit status 2, a RUNNING node only says so. Another run's nonce is refused by name (D5).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+
+from zpala.gossip.actions import Dial, Hangup, Outbox, SendDown, SendUp
+from zpala.gossip.fields import clip
+from zpala.gossip.hosts import HostList
+from zpala.gossip.membership import ACTIVE, Liveness, Member, Membership
+from zpala.gossip.messages import PROTOCOL_VERSION, Hello, Nack, Reject, Welcome
+from zpala.gossip.run import Run
+from zpala.gossip.settings import GossipSettings
+
+EXIT_AGREEMENT = 2
+EXIT_NETWORK = 3
+EXIT_DUPLICATE = 8
+
+HELLO_FIRST_S = 0.1
+HELLO_MOST_OFTEN_S = 0.05
+HELLO_SLOW_S = 1.0  # not above settings.hello_s
+REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew when the peer is known to be up
+REDIAL_MAX_S = 60.0
+COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed")
+
+
+class Sessions:
+    """Args as for ``Protocol``; ``renewed`` is told when another process speaks for a line, before its first message is used."""
+
+    def __init__(
+        self,
+        *,
+        line: int,
+        hosts: HostList,
+        agreement: Mapping[str, str],
+        settings: GossipSettings,
+        node: str,
+        incarnation: int,
+        rng: random.Random,
+        membership: Membership,
+        run: Run,
+        outbox: Outbox,
+        renewed: Callable[[Member, float], None],
+        fatal: Callable[[int, str], None],
+    ) -> None:
+        self.incarnation = incarnation
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._line = line
+        self._hosts = hosts
+        self._agreement = dict(agreement)
+        self._settings = settings
+        self._node = node
+        self._membership = membership
+        self._run = run
+        self._out = outbox
+        self._renewed = renewed
+        self._fatal = fatal
+        self._session = rng.getrandbits(62)
+        self._welcomed = False  # this process has had a session: it is no fresh start
+        self._raised = False
+        self._said: set[tuple[int, str]] = set()  # refusals already logged
+
+    # ---- dialling ---------------------------------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> None:
+        for member in self._membership:
+            self._out.add(Dial(member.line))
+            member.dialled_at = now
+            self.hello(member, now)
+
+    def redial(self, member: Member, now: float) -> None:
+        self.counters["redials"] += 1
+        member.session_out = None
+        member.dialled_at = now
+        self._out.add(Hangup(member.line))
+        self._out.add(Dial(member.line))
+        member.hello_wait_s = 0.0
+        member.hello_at = now + HELLO_FIRST_S
+
+    def died(self, member: Member, now: float) -> None:
+        """Silent for too long: dial anew now, and again with back-off."""
+        self.redial(member, now)
+        member.redial_wait_s = self._settings.dead_s
+        member.redial_at = now + member.redial_wait_s
+
+    def on_timer(self, now: float) -> None:
+        for member in self._membership:
+            if now >= member.redial_at:
+                self.redial(member, now)
+                member.redial_wait_s = min(2 * member.redial_wait_s, REDIAL_MAX_S)
+                member.redial_at = now + member.redial_wait_s
+            if member.session_out is None and member.liveness is not Liveness.LEFT and now >= member.hello_at:
+                self.hello(member, now)
+
+    def deadline(self) -> float:
+        """When the next HELLO or dial is due."""
+        due = math.inf
+        for member in self._membership:
+            if member.session_out is None and member.liveness is not Liveness.LEFT:
+                due = min(due, member.hello_at, member.redial_at)
+        return due
+
+    def hello(self, member: Member, now: float) -> None:
+        """Ask for a session, unless I just did."""
+        if now - member.hello_sent_at < HELLO_MOST_OFTEN_S:
+            member.hello_at = member.hello_sent_at + HELLO_MOST_OFTEN_S
+            return
+        self.counters["hellos"] += 1
+        slow_s = min(HELLO_SLOW_S, self._settings.hello_s)
+        member.hello_wait_s = min(max(HELLO_FIRST_S, 1.5 * member.hello_wait_s), slow_s)
+        member.hello_sent_at = now
+        member.hello_at = now + member.hello_wait_s
+        hello = Hello(
+            node=self._node,
+            line=self._line,
+            incarnation=self.incarnation,
+            nonce=self._run.nonce,
+            agreement=self._agreement,
+            condition=self._run.condition(),
+        )
+        self._out.add(SendUp(member.line, hello))
+
+    def lost(self, member: Member, now: float) -> None:
+        """My DEALER to it is not connected."""
+        member.session_out = None
+        member.hello_at = max(member.hello_at, now + HELLO_FIRST_S)
+
+    # ---- somebody says HELLO ----------------------------------------------------------------------------------------------------------
+
+    def on_hello(self, link: bytes, hello: Hello, now: float) -> Member | None:
+        """Give a session or refuse; returns the member whose news may be used."""
+        member = self._membership.get(hello.line)
+        if member is None:
+            code = "self" if hello.line == self._line and hello.incarnation == self.incarnation else "unknown_line"
+            code = "duplicate" if hello.line == self._line and code != "self" else code
+            self._reject(link, code, "line", str(self._line), str(hello.line), fatal=True)
+            return None
+        if not hello.version_min <= PROTOCOL_VERSION <= hello.version_max:
+            theirs = f"{hello.version_min}..{hello.version_max}"
+            self._reject(link, "version", "protocol version", str(PROTOCOL_VERSION), theirs, fatal=True)
+            return None
+        if hello.incarnation < member.incarnation:
+            self._reject(link, "stale_incarnation", "incarnation", "", "", fatal=False, known=member.incarnation)
+            return None
+        if hello.agreement != self._agreement:
+            field, mine, theirs = self._first_difference(hello.agreement)
+            self._reject(link, "agreement", field, mine, theirs, fatal=True)
+            self._disagree(member, hello.node, field, mine, theirs)
+            return None
+        if self._run.active and hello.condition.phase in ACTIVE and hello.nonce != self._run.nonce:
+            self._reject(link, "nonce", "run", self._run.nonce.hex(), hello.nonce.hex(), fatal=self._has_company(), known=self.incarnation)
+            self._once(member, "nonce", f"{self._host(member.line)} belongs to another run ({hello.nonce.hex()}, mine is "
+                       f"{self._run.nonce.hex()}) and was refused")  # fmt: skip
+            return None
+        self._admit(member, hello.incarnation, now)
+        self._session += 1
+        session = self._membership.bind(member, link, self._session)
+        self._out.add(
+            SendDown(
+                link,
+                Welcome(
+                    session=session,
+                    node=self._node,
+                    line=self._line,
+                    incarnation=self.incarnation,
+                    version=PROTOCOL_VERSION,
+                    nonce=self._run.nonce,
+                    condition=self._run.condition(),
+                ),
+            )
+        )
+        if member.session_out is None:
+            if now - member.dialled_at > REDIAL_AFTER_S:
+                self.redial(member, now)
+            else:
+                member.hello_wait_s = 0.0
+                self.hello(member, now)
+        return member
+
+    def _admit(self, member: Member, incarnation: int, now: float) -> None:
+        """A process speaks for ``member``: a new one fences the old one."""
+        if incarnation > member.incarnation:
+            if member.incarnation:
+                self.counters["renewed"] += 1
+                self._renewed(member, now)
+            self._membership.renew(member, incarnation, now)
+
+    def _has_company(self) -> bool:
+        return any(member.live and member.established for member in self._membership)
+
+    def _first_difference(self, theirs: Mapping[str, str]) -> tuple[str, str, str]:
+        for field in sorted(self._agreement.keys() | theirs.keys()):
+            mine, their = self._agreement.get(field, "(not given)"), theirs.get(field, "(not given)")
+            if mine != their:
+                return field, mine, their
+        raise ValueError("the agreements are equal")
+
+    def _reject(self, link: bytes, code: str, field: str, mine: str, yours: str, *, fatal: bool, known: int = 0) -> None:
+        self.counters["rejects_sent"] += 1
+        reject = Reject(code=code, field=clip(field, 32), mine=clip(mine), yours=clip(yours), fatal=fatal, known_incarnation=known)
+        self._out.add(SendDown(link, reject))
+
+    # ---- answers to my HELLO ----------------------------------------------------------------------------------------------------------
+
+    def on_welcome(self, member: Member, welcome: Welcome, now: float) -> bool:
+        """True when its news may be used."""
+        if welcome.line != member.line:
+            text = f"{self._host(member.line)} answers as line {welcome.line} ({welcome.node}): is hosts.txt the same everywhere?"
+            self._once(member, "line", text)
+            member.hello_at = now + self._settings.hello_s
+            return False
+        if welcome.incarnation < member.incarnation:
+            return False
+        self.counters["welcomes"] += 1
+        self._welcomed = True
+        self._admit(member, welcome.incarnation, now)
+        member.session_out, member.incarnation_out = welcome.session, welcome.incarnation
+        member.hello_wait_s = 0.0
+        return True
+
+    def on_nack(self, member: Member, nack: Nack, now: float) -> None:
+        self.counters["nacks_received"] += 1
+        if nack.code == "no_session":
+            member.session_out = None
+            self.hello(member, now)
+        else:
+            self._once(member, nack.code, f"{self._host(member.line)} could not use a message of mine: {nack.code} {nack.detail}")
+
+    def on_reject(self, member: Member, reject: Reject, now: float) -> None:
+        """``mine`` and ``yours`` are said in the refuser's voice."""
+        self.counters["rejects_received"] += 1
+        member.session_out = None
+        member.hello_at = now + self._settings.hello_s
+        host = self._host(member.line)
+        if reject.code == "stale_incarnation":
+            self._raise_incarnation(member, reject.known_incarnation, now)
+        elif reject.code == "duplicate":
+            self._fatal(EXIT_DUPLICATE, f"{host} is running already and has my line of hosts.txt; give every node a line of its own")
+        elif reject.code == "agreement":
+            self._disagree(member, host, reject.field, reject.yours, reject.mine)
+        elif reject.code == "nonce":
+            self._foreign_run(member, reject)
+        elif self._run.active or not reject.fatal:
+            self._once(member, reject.code, f"{host} refuses me: {reject.code}, its {reject.field} is {reject.mine}, mine {reject.yours}")
+        else:
+            code = EXIT_AGREEMENT if reject.code == "version" else EXIT_NETWORK
+            self._fatal(code, f"{host} refuses me: {reject.code}, its {reject.field} is {reject.mine}, mine is {reject.yours}")
+
+    def _raise_incarnation(self, member: Member, known: int, now: float) -> None:
+        """A restart with a clock that went back may take a higher number, once; a process that already had sessions has a twin."""
+        if self._welcomed or self._raised:
+            text = f"another process runs as line {self._line} of hosts.txt and started later: this one stops"
+            self._fatal(EXIT_DUPLICATE, text)
+            return
+        self._raised = True
+        self.incarnation = known + 1
+        member.hello_sent_at = -math.inf
+        self.hello(member, now)
+
+    def _disagree(self, member: Member, who: str, field: str, mine: str, theirs: str) -> None:
+        text = (
+            f'{who} (line {member.line} of hosts.txt, {self._hosts[member.line].host_port}) and this node do not agree on "{field}": '
+            f"here it is {mine}, there {theirs}; start both with the same settings"
+        )
+        if self._run.active:
+            self._once(member, f"agreement {field}", text)
+        else:
+            self._fatal(EXIT_AGREEMENT, text)
+
+    def _foreign_run(self, member: Member, reject: Reject) -> None:
+        """Refused for my nonce. Who has company goes on: yesterday's straggler ends nobody's run. A lone one stops; of two the older start.
+
+        ``fatal`` says that the refuser has company.
+        """
+        text = (
+            f"{self._host(member.line)} runs another run ({reject.mine}) than this node ({reject.yours}); "
+            "stop the one that is left over, or give the new run other ports"
+        )
+        older = self.incarnation <= reject.known_incarnation
+        if self._run.active and (self._has_company() or (not reject.fatal and not older)):
+            self._once(member, "nonce", text)
+        elif self._run.active:
+            self._fatal(EXIT_NETWORK, text)
+
+    def _host(self, line: int) -> str:
+        host = self._hosts[line]
+        return host.name if host.name == host.host_port else f"{host.name} ({host.host_port})"
+
+    def _once(self, member: Member, what: str, text: str) -> None:
+        if (member.line, what) not in self._said:
+            self._said.add((member.line, what))
+            self._out.log("warning", text)

@@ -1,0 +1,114 @@
+"""The shadow: what this node's parameters will be once its learner has applied every delta queued so far (design D2).
+
+shadow = last published snapshot + sum of the queued deltas that it does not contain yet. It is the only thing that is frozen for an
+exchange: freezing the last snapshot alone would use the same disagreement several times and stop contracting at three exchanges.
+``Shadow`` runs in the proxy thread; ``DeltaQueue`` is its counterpart in the learner thread. They share no object, only events.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from zpala.gossip.buffers import BufferPool
+from zpala.gossip.events import DeltaQueued
+
+Vector = npt.NDArray[np.float32]
+
+MAX_QUEUED = 4  # deltas the learner has not applied; with as many, no new exchange starts
+
+
+class QueuedDelta(NamedTuple):
+    sequence: int
+    buffer: int
+
+
+class Shadow:
+    """``vector``: f32[numel], storage owned by the shadow; ``pool`` holds the deltas."""
+
+    def __init__(self, vector: Vector, pool: BufferPool) -> None:
+        self._vector = vector
+        self._pool = pool
+        self._queued: deque[QueuedDelta] = deque()
+        self._sequence = 0
+        self.version = 0
+        self.ready = False  # False until the first snapshot: nothing to freeze
+        self.revision = 0  # changes whenever the shadow's content may have changed
+
+    @property
+    def full(self) -> bool:
+        return len(self._queued) >= MAX_QUEUED
+
+    @property
+    def queued(self) -> int:
+        """Deltas that the last published snapshot does not contain."""
+        return len(self._queued)
+
+    @property
+    def sequence(self) -> int:
+        """Number of the newest delta, 0 before the first."""
+        return self._sequence
+
+    def publish(self, snapshot: Vector, version: int, applied_through: int) -> tuple[int, ...]:
+        """Take a new snapshot that contains the deltas up to ``applied_through``; release their buffers.
+
+        Returns:
+            The sequence numbers of the released deltas.
+
+        Raises:
+            ValueError: the learner claims deltas it was never given.
+        """
+        if applied_through > self._sequence:
+            raise ValueError(f"the learner says it applied delta {applied_through}, but only {self._sequence} exist")
+        released = []
+        while self._queued and self._queued[0].sequence <= applied_through:
+            delta = self._queued.popleft()
+            self._pool.release(delta.buffer)
+            released.append(delta.sequence)
+        np.copyto(self._vector, snapshot)
+        for delta in self._queued:
+            self._vector += self._pool[delta.buffer]
+        self.version = version
+        self.ready = True
+        self.revision += 1
+        return tuple(released)
+
+    def queue(self, buffer: int) -> int:
+        """Add the delta in pool buffer ``buffer`` (held by the caller, the shadow's from now on); returns its sequence number."""
+        self._sequence += 1
+        self._queued.append(QueuedDelta(self._sequence, buffer))
+        self._vector += self._pool[buffer]
+        self.revision += 1
+        return self._sequence
+
+    def freeze_into(self, buffer: Vector) -> None:
+        """Copy the shadow to ``buffer`` (f32[numel])."""
+        np.copyto(buffer, self._vector)
+
+
+class DeltaQueue:
+    """The learner's end: deltas in the order of their sequence, and how far it has applied them."""
+
+    def __init__(self) -> None:
+        self._pending: list[DeltaQueued] = []
+        self._received = 0
+        self.applied_through = 0  # goes into the next Published
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def receive(self, event: DeltaQueued) -> None:
+        """Raises ValueError when a delta is missing or repeated: mails between threads are never lost."""
+        if event.sequence != self._received + 1:
+            raise ValueError(f"delta {event.sequence} arrived after delta {self._received}")
+        self._received = event.sequence
+        self._pending.append(event)
+
+    def take(self) -> list[DeltaQueued]:
+        """All waiting deltas, in order; the caller adds every one of them to the parameters before it publishes again."""
+        taken, self._pending = self._pending, []
+        self.applied_through = self._received
+        return taken

@@ -1,0 +1,114 @@
+"""Puts a model on the network: builds the protocol, its buffers, the proxy and the learner's port, and takes them down again.
+
+Used by ``node.run_node`` and by programs that average a vector of their own (``examples/average_consensus.py``).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+import zmq
+
+from zpala.gossip.events import Published
+from zpala.gossip.gate import FreshnessGate
+from zpala.gossip.hosts import HostList
+from zpala.gossip.protocol import Protocol
+from zpala.gossip.schema import Schema
+from zpala.gossip.settings import GossipSettings
+from zpala.gossip.topology import Topology
+from zpala.node.claim import Claim
+from zpala.node.port import GossipPort
+from zpala.node.proxy import Proxy
+from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.node.weights import Weights
+from zpala.node.worker import Supervisor
+
+BUFFERS = 12  # one exchange (2), four queued deltas, two doubts (2 each), and what is still being sent
+SNAPSHOT_SLOTS = 2
+
+
+class Connection:
+    """One node's part in gossip, open from ``__enter__`` to ``__exit__``.
+
+    Args:
+        claim: the node's line and its listening socket.
+        agreement: what every node of the run must have equal (design D8).
+        weights: the live model, flat f32[numel].
+        budget: env_steps of the whole cluster.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        supervisor: Supervisor,
+        *,
+        claim: Claim,
+        hosts: HostList,
+        topology: Topology,
+        agreement: Mapping[str, str],
+        schema: Schema,
+        settings: GossipSettings,
+        weights: Weights,
+        budget: int,
+        target_return: float | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+    ) -> None:
+        device, numel = weights.parameters.device, weights.parameters.numel()
+        vectors = host_vectors(BUFFERS + 1 + len(weights.part_names), numel, device)
+        shadow, *parts = vectors[BUFFERS:]
+        buffers = [vector.numpy() for vector in vectors[:BUFFERS]]
+        state_parts = {name: part.numpy() for name, part in zip(weights.part_names, parts, strict=True)}
+        slots = host_vectors(SNAPSHOT_SLOTS, numel, device)
+        snapshots: SnapshotSlots[Published] = SnapshotSlots(slots, copier(device))
+        self.protocol = Protocol(
+            line=claim.line,
+            hosts=hosts,
+            topology=topology,
+            agreement=agreement,
+            schema=schema,
+            settings=settings,
+            node=hosts.hosts[claim.line].name,
+            incarnation=time.time_ns(),
+            nonce=secrets.token_bytes(8),
+            shadow=shadow.numpy(),
+            buffers=buffers,
+            state_parts=state_parts,
+            budget=budget,
+            target_return=target_return,
+            rng=random.Random(int.from_bytes(os.urandom(8), "little")),  # noqa: S311 - which partner is next is no secret
+            now=time.monotonic(),
+        )
+        self._vectors = (*vectors, *slots)  # the NumPy views borrow this memory
+        self._proxy = Proxy(
+            context,
+            supervisor,
+            self.protocol,
+            listener=claim.listener,
+            addresses={host.line: (host.address, host.port) for host in hosts.hosts},
+            snapshots=snapshots.arrays,
+        )
+        self._make_port: Callable[[], GossipPort] = lambda: GossipPort(
+            self._proxy.mailbox,
+            supervisor,
+            weights,
+            snapshots,
+            FreshnessGate(settings.max_staleness, settings.gate_limit_s),
+            buffers=buffers,
+            state_parts=state_parts,
+            interrupted=interrupted,
+        )
+
+    def __enter__(self) -> GossipPort:
+        self._proxy.start()
+        self.port = self._make_port()
+        return self.port
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None or self.port.drained is None:
+            self.port.leave()
+        self._proxy.stop()

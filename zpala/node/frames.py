@@ -1,0 +1,132 @@
+"""Whole messages in and out of ROUTER and DEALER sockets: the one place that knows which frames a message has.
+
+Up, a DEALER sends one header frame. Down, the ROUTER sends a header and, for DATA and STATE_DATA, the payload as the *last* frame: a
+tracker follows the last frame only. libzmq hands a message over when all its parts have come, so nothing here ever waits; a message
+with other parts than it should have is read to its end and refused. Used by the proxy's thread; owns a buffer, no socket.
+
+``recv_into`` truncates without a word and returns the frame's true size; so sizes are compared, never assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from zpala.gossip import codec
+from zpala.gossip import messages as m
+from zpala.node.sockets import Socket
+
+Vector = npt.NDArray[np.float32]
+
+_NOWHERE: Final = bytearray()  # receiving into it discards a frame and tells its size
+_LOST: Final = (zmq.EAGAIN, zmq.EHOSTUNREACH)  # the peer takes no more, or has gone
+
+
+class Up(NamedTuple):
+    """What one read of the ROUTER gave: the message, or why it is none. ``nbytes``: everything that came."""
+
+    link: bytes
+    message: m.UpMessage | codec.ProtocolError
+    nbytes: int
+
+
+class Down(NamedTuple):
+    """What one read of a DEALER gave. ``payload_nbytes``: the true size of what followed the header, None when nothing did."""
+
+    message: m.DownMessage | codec.ProtocolError
+    payload_nbytes: int | None
+    nbytes: int
+
+
+class FrameReader:
+    """Reads messages through one reused header buffer."""
+
+    def __init__(self) -> None:
+        self._header = bytearray(max(codec.UP_MAX, codec.DOWN_HEADER_MAX) + 1)  # one more: what is longer is refused, not truncated
+
+    def read_up(self, router: Socket) -> Up | None:
+        """The next message of a ROUTER; None when there is none."""
+        try:
+            link = router.recv(zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        size = router.recv_into(self._header) if router.rcvmore else 0
+        has_surplus = bool(router.rcvmore)
+        nbytes = size + _drain(router)
+        try:
+            if has_surplus:
+                raise codec.ProtocolError("limit", f"an up message of more than one frame, {nbytes} bytes")
+            return Up(link, codec.decode_up(self._frame(size)), nbytes)
+        except codec.ProtocolError as error:
+            return Up(link, error, nbytes)
+
+    def read_down(self, dealer: Socket, receive_buffer: Callable[[m.DownMessage], Vector | None]) -> Down | None:
+        """The next message of a DEALER; None when there is none. A payload goes straight into ``receive_buffer(message)``."""
+        try:
+            size = dealer.recv_into(self._header, flags=zmq.DONTWAIT)
+        except zmq.Again:
+            return None
+        payload_nbytes: int | None = None
+        try:
+            message = codec.decode_down(self._frame(size))
+            if dealer.rcvmore:
+                if not isinstance(message, m.Data | m.StateData):
+                    raise codec.ProtocolError("limit", f"{type(message).__name__} of more than one frame")
+                into = receive_buffer(message)
+                payload_nbytes = dealer.recv_into(_NOWHERE if into is None else bytes_of(into)) + _drain(dealer)
+        except codec.ProtocolError as error:
+            return Down(error, None, size + _drain(dealer))
+        return Down(message, payload_nbytes, size + (payload_nbytes or 0))
+
+    def _frame(self, size: int) -> memoryview:
+        if size >= len(self._header):
+            raise codec.ProtocolError("limit", f"a header of {size} bytes; {len(self._header) - 1} are allowed")
+        return memoryview(self._header)[:size]
+
+
+def send_up(dealer: Socket, frame: bytes) -> bool:
+    """Sends one frame; False when nobody is connected, or reads: then nothing was sent."""
+    try:
+        dealer.send(frame, zmq.DONTWAIT)
+    except zmq.ZMQError as error:
+        if error.errno not in _LOST:
+            raise
+        return False
+    return True
+
+
+def send_down(router: Socket, link: bytes, header: bytes, payload: Vector | None = None) -> zmq.MessageTracker | bool:
+    """Sends a message to the DEALER ``link``; False when it has gone, or takes no more: then nothing was sent.
+
+    A payload is not copied: the tracker that is returned for it is done when its memory may be written again. That is at once when
+    it is smaller than pyzmq's ``copy_threshold`` (64 KiB) and was copied all the same.
+    """
+    body = None if payload is None else bytes_of(payload)  # every part exists before the first is sent
+    try:
+        router.send(link, zmq.SNDMORE | zmq.DONTWAIT)  # the only frame that can fail
+    except zmq.ZMQError as error:
+        if error.errno not in _LOST:
+            raise
+        return False
+    if body is None:
+        router.send(header, zmq.DONTWAIT)
+        return True
+    router.send(header, zmq.SNDMORE | zmq.DONTWAIT)
+    return router.send(body, zmq.DONTWAIT, copy=False, track=True)
+
+
+def bytes_of(vector: Vector) -> memoryview:
+    """The bytes of a vector, in place."""
+    return vector.data.cast("B")
+
+
+def _drain(socket: Socket) -> int:
+    """Reads away what is left of the current message; returns its size in bytes."""
+    size = 0
+    while socket.rcvmore:
+        size += int(socket.recv_into(_NOWHERE))
+    return size

@@ -1,0 +1,156 @@
+"""The DEALERs of a proxy, one per dialled line of hosts.txt: when they are made, what waits for them, when they are made anew.
+
+Belongs to the proxy's thread, as do all its sockets. ``immediate`` is set on every DEALER, so a send fails at once while nobody is
+connected, and what fails is lost: the protocol retransmits. Only a HELLO is kept, the last one, and sent as soon as there is a connection;
+otherwise each start would lose a whole ``hello_s`` to a connection that takes a millisecond.
+
+libzmq reconnects by itself, but neither asks for the address again nor comes back after a peer has sent it an oversize frame (the session
+ends with a protocol error). So a link whose sends fail for ``REDIAL_S`` is closed and made anew, its name looked up again, with back-off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import zmq
+
+from zpala.node import frames, sockets
+from zpala.node.resolver import Resolved, Resolver
+
+REDIAL_S: Final = 5.0
+REDIAL_MAX_S: Final = 60.0
+
+Address = tuple[str, int]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Link:
+    line: int
+    dealer: sockets.Socket | None = None  # None while the name is being looked up
+    hello: bytes | None = None  # waits for the connection
+    failing_since: float | None = None
+    redial_after_s: float = REDIAL_S
+    dials: int = 0
+    error: str = ""
+
+
+class Links:
+    """The outgoing connections of one node. ``poller`` polls every DEALER here, and the resolver."""
+
+    def __init__(self, context: sockets.Context, poller: zmq.Poller, addresses: Mapping[int, Address], payload_bytes: int) -> None:
+        self._context = context
+        self._poller = poller
+        self._addresses = addresses
+        self._payload_bytes = payload_bytes
+        self._links: dict[int, _Link] = {}
+        self._lines: dict[sockets.Socket, int] = {}
+        self.resolver = Resolver(context)
+        self.redials = 0
+        self.messages_sent = 0
+        self.bytes_sent = 0
+        poller.register(self.resolver.socket, zmq.POLLIN)
+
+    def dial(self, line: int) -> None:
+        """Opens a DEALER to ``line``; nothing when there is one."""
+        if line not in self._links:
+            self._links[line] = _Link(line)
+            self._connect(self._links[line])
+
+    def hangup(self, line: int) -> None:
+        """Closes the DEALER to ``line`` once what was sent is out, or after half a second; nothing when there is none."""
+        link = self._links.pop(line, None)
+        if link is not None:
+            self._disconnect(link)
+
+    def send(self, line: int, frame: bytes, now: float, *, keep: bool) -> bool:
+        """Sends one frame, or, with ``keep``, keeps it until there is a connection. False: it is lost."""
+        link = self._links.get(line)
+        if link is None:
+            return False
+        if not keep:
+            self.on_writable(line)  # a HELLO that waits goes first; a new one replaces it
+        if link.dealer is not None and frames.send_up(link.dealer, frame):
+            self._sent(link, frame)
+            return True
+        link.failing_since = now if link.failing_since is None else link.failing_since
+        if keep:
+            link.hello = frame
+            self._poll(link)
+        return keep
+
+    def dealers(self) -> Iterator[tuple[int, sockets.Socket]]:
+        """Line and DEALER of every open link."""
+        return ((line, dealer) for dealer, line in list(self._lines.items()))
+
+    def on_writable(self, line: int) -> None:
+        """The DEALER to ``line`` has a connection: sends the HELLO that waited for it."""
+        link = self._links.get(line)
+        if link is not None and link.dealer is not None and link.hello is not None and frames.send_up(link.dealer, link.hello):
+            self._sent(link, link.hello)
+
+    def on_resolved(self) -> None:
+        """Connects every link whose name has been looked up."""
+        for answer in self.resolver.answers():
+            link = self._links.get(answer.line)
+            if link is not None and link.dealer is None:
+                self._open(link, answer)
+
+    def redial(self, now: float) -> None:
+        """Makes every link anew that has failed for long enough."""
+        for link in self._links.values():
+            if link.failing_since is not None and now - link.failing_since >= link.redial_after_s:
+                link.failing_since = now
+                link.redial_after_s = min(2 * link.redial_after_s, REDIAL_MAX_S)
+                self.redials += 1
+                self._disconnect(link)
+                self._connect(link)
+
+    def close(self) -> None:
+        for link in self._links.values():
+            self._disconnect(link)
+        self._links.clear()
+        self.resolver.close()
+
+    def _connect(self, link: _Link) -> None:
+        answer = self.resolver.request(link.line, *self._addresses[link.line])
+        if answer is not None:
+            self._open(link, answer)
+
+    def _open(self, link: _Link, answer: Resolved) -> None:
+        if answer.error != link.error:  # said once per change, not once per attempt
+            link.error = answer.error
+            host, port = self._addresses[link.line]
+            if answer.error:
+                _log.warning("%s:%d cannot be dialled: the name is not known here (%s); asking again", host, port, answer.error)
+        if not answer.endpoints:
+            return
+        address = answer.endpoints[link.dials % len(answer.endpoints)]  # a name may have several: the next dial tries the next one
+        link.dials += 1
+        link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes)
+        self._lines[link.dealer] = link.line
+        self._poll(link)
+
+    def _disconnect(self, link: _Link) -> None:
+        dealer, link.dealer = link.dealer, None
+        if dealer is not None:
+            self._poller.unregister(dealer)
+            del self._lines[dealer]
+            dealer.close(linger=sockets.LEAVE_LINGER_MS)
+
+    def _poll(self, link: _Link) -> None:
+        if link.dealer is not None:
+            self._poller.register(link.dealer, zmq.POLLIN | zmq.POLLOUT if link.hello is not None else zmq.POLLIN)
+
+    def _sent(self, link: _Link, frame: bytes) -> None:
+        self.messages_sent += 1
+        self.bytes_sent += len(frame)
+        link.failing_since = None
+        link.redial_after_s = REDIAL_S
+        if link.hello is not None:
+            link.hello = None
+            self._poll(link)

@@ -1,0 +1,247 @@
+"""The learner's end of gossip: what a thread that owns a model calls to take part, and nothing that knows how it is done.
+
+Runs in the thread that owns the model (a node's learner, or a program of one's own as ``examples/average_consensus.py``). Owns: that end of the
+mailbox, the queue of deltas to apply, the snapshot slots, the gate. The order of an update boundary stands in ``boundary`` and nowhere else:
+read the mailbox, apply the queued deltas in order, publish, pass the gate (design D2). No call waits without a limit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from zpala.gossip import events
+from zpala.gossip.gate import Closed, Forced, FreshnessGate
+from zpala.gossip.shadow import DeltaQueue
+from zpala.node.errors import NodeError
+from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.snapshots import SnapshotSlots
+from zpala.node.weights import Weights
+from zpala.node.worker import Supervisor
+
+PUBLISH_SHARE = 0.05  # at most this share of the learner's time goes into copying snapshots
+WAIT_SLICE_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far this learner is; rides along with every snapshot it publishes. ``rate``: env_steps per second."""
+
+    updates: int = 0
+    env_steps: int = 0
+    rate: float = 0.0
+    return_mean: float = 0.0
+    return_count: int = 0
+
+
+class Interrupted(Exception):
+    """The person or the system asked this process to end while the node was waiting."""
+
+
+class GossipPort:
+    """A model's connection to the proxy of its node.
+
+    Args:
+        weights: the live model.
+        buffers, state_parts: the arrays that the protocol was built with: deltas lie in the former, an adopted state in the latter.
+        interrupted: polled in every wait; true ends the wait with ``Interrupted``.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        supervisor: Supervisor,
+        weights: Weights,
+        snapshots: SnapshotSlots[events.Published],
+        gate: FreshnessGate,
+        *,
+        buffers: list[NDArray[np.float32]],
+        state_parts: Mapping[str, NDArray[np.float32]],
+        interrupted: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.view = events.View()
+        self.counters = ProxyCounters()
+        self.gate = gate
+        self.version = 0
+        self.optimizer_steps = 0
+        self.deltas_applied = 0
+        self.drained: str | None = None
+        self.progress = Progress()
+        self._mailbox = mailbox
+        self._supervisor = supervisor
+        self._weights = weights
+        self._snapshots = snapshots
+        self._buffers = buffers
+        self._state_parts = state_parts
+        self._interrupted = interrupted
+        self._clock = clock
+        self._deltas = DeltaQueue()
+        self._started = False
+        self._state_wanted: int | None = None
+        self._changed = True  # since the last snapshot
+        self._published_at = float("-inf")
+        self._published_through = self._deltas.applied_through
+        self._copy_s = 0.0
+        self._poller = zmq.Poller()
+        self._poller.register(mailbox.socket, zmq.POLLIN)
+        self._poller.register(supervisor.socket, zmq.POLLIN)
+
+    # -- before the first update ---------------------------------------------------------------------------------------------------
+
+    def join(self, limit_s: float) -> None:
+        """Waits for the start of the run; on return the model is the run's (adopted, unless the run starts from own parameters).
+
+        Raises:
+            NodeError: refused by the others, or nothing started within ``limit_s`` seconds (exit status 3).
+        """
+        deadline = self._clock() + limit_s
+        while not self._started:
+            if self._clock() > deadline:
+                raise NodeError(f"the run did not start within {limit_s:g} s: see above which peers were missing", 3)
+            self._wait(WAIT_SLICE_S)
+            self._serve_state()
+
+    # -- at every update boundary -----------------------------------------------------------------------------------------------------
+
+    def boundary(self, progress: Progress) -> int:
+        """Applies what came, publishes, and returns once the next update may start.
+
+        Returns: updates since fresh news from a neighbour (the staleness of the update that may start now).
+        Raises: ``Interrupted``, ``NodeError``, ``WorkerFailed``.
+        """
+        self.progress = progress
+        self._receive()
+        self._mix(progress)
+        self._serve_state()
+        self._publish(progress, urgent=False)
+        decision = self.gate.ask(progress.updates, self._clock())
+        if isinstance(decision, Closed):
+            self._mailbox.send(GateChanged(True))
+            while isinstance(decision, Closed) and self.drained is None and not self.view.finish_reason:
+                self._publish(progress, urgent=True)
+                self._wait(min(max(decision.until - self._clock(), 0.0), WAIT_SLICE_S))
+                self._mix(progress)
+                self._serve_state()
+                decision = self.gate.ask(progress.updates, self._clock())
+            self._mailbox.send(GateChanged(False))
+        return self.gate.staleness(progress.updates)
+
+    def updated(self) -> None:
+        """One more update has been made: the version grows by one."""
+        self.version += 1
+        self.optimizer_steps += 1
+        self._changed = True
+
+    # -- the end ------------------------------------------------------------------------------------------------------------------------
+
+    def drain(self, reason: str, progress: Progress, limit_s: float) -> None:
+        """Publishes the last parameters, says FINISHED, goes on exchanging until the neighbours are close; the proxy has then said LEAVE.
+
+        Returns at the latest after ``limit_s`` seconds, whatever the proxy does; the protocol's own limit is shorter.
+        """
+        deadline = self._clock() + limit_s
+        told = False
+        while self.drained is None and self._clock() < deadline:
+            self._mix(progress)
+            self._serve_state()
+            self._publish(progress, urgent=True)
+            if not told and not self._changed and not self._snapshots.copying:
+                told = self._mailbox.send(RunFinished(reason))
+            self._wait(0.02)
+        self._mix(progress)
+
+    def leave(self, limit_s: float = 2.0) -> None:
+        """Leaves the run without a drain, and waits for at most ``limit_s`` seconds until the peers have been told. Raises nothing."""
+        deadline = self._clock() + limit_s
+        self._mailbox.send(LeaveRun(), limit_s=0.0)
+        while self.drained is None and self._clock() < deadline and self._supervisor.first is None:
+            self._mailbox.socket.poll(round(1000 * WAIT_SLICE_S))
+            for message in self._mailbox.receive():
+                if isinstance(message, events.Drained):
+                    self.drained = message.reason
+
+    # -- pieces -------------------------------------------------------------------------------------------------------------------------
+
+    def _wait(self, limit_s: float) -> None:
+        """Waits for a message of the proxy, at most ``limit_s`` seconds, and takes in all that came."""
+        if self._interrupted():
+            raise Interrupted
+        slice_s = min(limit_s, 0.001) if self._snapshots.copying else limit_s  # a copy's event is polled
+        self._poller.poll(math.ceil(1000 * slice_s))
+        self._receive()
+
+    def _receive(self) -> None:
+        self._supervisor.raise_if_failed()
+        if self._interrupted():
+            raise Interrupted
+        for message in self._mailbox.receive():
+            self._take(message)
+
+    def _take(self, message: object) -> None:
+        match message:
+            case events.DeltaQueued():
+                self._deltas.receive(message)
+            case SnapshotFree():
+                self._snapshots.release(message.slot)
+            case events.View():
+                self.view = message
+                self.gate.view(dict(message.eligible))
+            case ProxyCounters():
+                self.counters = message
+            case events.CaptureState():
+                self._state_wanted = message.state_id
+            case events.AdoptState():
+                self._weights.install({name: self._state_parts[name] for name in message.parts})
+                self.version, self.optimizer_steps = message.version, message.optimizer_steps
+                self._mailbox.send(StateAdopted())
+            case events.Start():
+                self._started = True
+            case events.Drained():
+                self.drained = message.reason
+            case events.Fatal():
+                raise NodeError(message.text, message.exit_code)
+            case _:
+                raise TypeError(f"the proxy sent {message!r}, which no learner expects")
+
+    def _mix(self, progress: Progress) -> None:
+        for delta in self._deltas.take():
+            self._weights.add(self._buffers[delta.buffer])
+            self.gate.mixed(delta.line, delta.peer_version, progress.updates, delta.from_doubt)
+            self.deltas_applied += 1
+            self._changed = True
+
+    def _publish(self, progress: Progress, *, urgent: bool) -> None:
+        now = self._clock()
+        # A queued delta's buffer becomes free only when a snapshot holds it: such a snapshot does not wait for its turn.
+        due = urgent or self._deltas.applied_through > self._published_through or self._copy_s <= PUBLISH_SHARE * (now - self._published_at)
+        if self._changed and due:
+            stamp = events.Published(
+                version=self.version,
+                updates=progress.updates,
+                applied_through=self._deltas.applied_through,
+                env_steps=progress.env_steps,
+                rate=progress.rate,
+                return_mean=progress.return_mean,
+                return_count=progress.return_count,
+                waiting=urgent,
+            )
+            if self._snapshots.capture(self._weights.parameters, stamp):
+                self._changed = False
+                self._published_at, self._published_through = now, self._deltas.applied_through
+                self._copy_s = self._clock() - now
+        for slot, stamp in self._snapshots.completed():
+            self._mailbox.send(SnapshotReady(slot, stamp))
+
+    def _serve_state(self) -> None:
+        if self._state_wanted is None:
+            return
+        self._weights.capture(self._state_parts)
+        self._mailbox.send(events.StateCaptured(state_id=self._state_wanted, version=self.version, optimizer_steps=self.optimizer_steps))
+        self._state_wanted = None

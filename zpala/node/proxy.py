@@ -1,0 +1,110 @@
+"""The data proxy: the one thread that owns every network socket of a node and drives ``gossip.protocol.Protocol``.
+
+Frames, timers and mail from the learner become the protocol's events; its actions become sends, dials and mail (``proxy_loop``). Owned by
+the thread: the ROUTER, the DEALERs (``links``), its end of the mailbox. It never imports torch, never waits for the learner, never waits
+for a peer. A peer can do no more than be refused: whatever bytes arrive end in a message, in ``on_bad_frame``, or in libzmq's refusal.
+A tensor is sent without a copy from the protocol's buffer, which stays untouched until ``on_sent``, and received straight into another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import zmq
+
+from zpala.node import frames, sockets
+from zpala.node.links import Address, Links
+from zpala.node.mailbox import Mailbox
+from zpala.node.proxy_loop import ProxyLoop
+from zpala.node.worker import Supervisor, Worker, WorkerControl
+
+if TYPE_CHECKING:
+    from zpala.gossip.protocol import Protocol
+
+_numbers = itertools.count()
+
+
+class Proxy:
+    """The proxy thread of one node, as the thread that starts it sees it.
+
+    Args:
+        context: the node's zmq context.
+        supervisor: where a failure of the thread is reported.
+        protocol: this node's protocol. It belongs to the proxy thread from ``start()`` on: nobody else may touch it, its shadow, its
+            buffers or its state parts, except as mailbox messages lend them.
+        listener: the listening TCP socket of the node's claim; the ROUTER takes it over and closes it in the end.
+        addresses: (host, port) of every line of hosts.txt by line index; read whenever a line is dialled.
+        snapshots: the slots of the snapshot pool, each f32[numel]; ``SnapshotReady.slot`` is an index into it.
+        prepare: run first in the new thread.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        context: sockets.Context,
+        supervisor: Supervisor,
+        protocol: Protocol,
+        *,
+        listener: socket.socket,
+        addresses: Mapping[int, Address],
+        snapshots: Sequence[frames.Vector],
+        prepare: Callable[[], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.port: int = listener.getsockname()[1]
+        self.mailbox: Mailbox  # the learner's end: exists from start() on, belongs to the thread that called it
+        self._context = context
+        self._protocol = protocol
+        self._listener = listener
+        self._addresses = addresses
+        self._snapshots = snapshots
+        self._clock = clock
+        self._mailbox_address = f"inproc://zpala-mailbox-{next(_numbers)}"
+        self._worker = Worker(context, "proxy", self._run, supervisor, prepare=prepare)
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.alive
+
+    def start(self, limit_s: float = 10.0) -> None:
+        """Starts the thread; returns once its ROUTER serves the port and the peers are being dialled. Raises as ``Worker.start``."""
+        self.mailbox = Mailbox(sockets.inproc_pair_bound(self._context, self._mailbox_address))
+        try:
+            self._worker.start(limit_s)
+        except BaseException:
+            self.mailbox.close()
+            raise
+
+    def request_stop(self) -> None:
+        """Sends the stop message: the thread says LEAVE unless it has, closes its sockets and ends."""
+        self._worker.request_stop()
+
+    def join(self, limit_s: float = 10.0) -> None:
+        """Waits for the end of the thread and closes the mailbox. Raises ``WorkerFailed`` after ``limit_s`` seconds."""
+        try:
+            self._worker.join(limit_s)
+        finally:
+            self.mailbox.close()
+
+    def stop(self, limit_s: float = 10.0) -> None:
+        self.request_stop()
+        self.join(limit_s)
+
+    def _run(self, control: WorkerControl) -> None:
+        mailbox = Mailbox(sockets.inproc_pair_connected(self._context, self._mailbox_address))
+        try:
+            router, _ = sockets.router_socket(self._context, self._listener)
+            poller = zmq.Poller()
+            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes)
+            loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock)
+            try:
+                loop.run(control)
+            finally:
+                links.close()
+                router.close(linger=sockets.LEAVE_LINGER_MS)
+        finally:
+            mailbox.close()

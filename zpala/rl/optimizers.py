@@ -1,0 +1,127 @@
+"""Optimisers over flat vectors: a handful of in-place kernels for the whole network.
+
+The state stays local to the node and travels only at adoption (design D15). ``state`` holds every vector by name,
+f32[numel]; ``steps`` counts the steps taken. Padding has gradient 0 and stays 0 in the parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Optimizer(Protocol):
+    """What the learner needs of an optimiser; its vectors are changed in place and may be overwritten at adoption."""
+
+    steps: int
+
+    @property
+    def state(self) -> Mapping[str, Tensor]: ...
+
+    def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
+        """One step downhill, in place; all f32[numel]."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """Which optimiser, and its constants; see ``RMSprop`` and ``Adam``."""
+
+    name: Literal["rmsprop", "adam"] = "rmsprop"
+    alpha: float = 0.99
+    epsilon: float = 1e-5
+    epsilon_inside_root: bool = False
+    initial_square_average: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+
+
+class RMSprop:
+    """v = alpha v + (1 - alpha) g^2;  x -= lr g / (sqrt(v) + epsilon), or x -= lr g / sqrt(v + epsilon) with ``epsilon_inside_root``.
+
+    torch puts epsilon outside and starts v at 0; TensorFlow 1 puts it inside and starts v at 1, which makes the first steps small.
+    Source: Tieleman & Hinton 2012, lecture 6.5.
+    """
+
+    def __init__(
+        self,
+        numel: int,
+        device: torch.device | str = "cpu",
+        *,
+        alpha: float = 0.99,
+        epsilon: float = 1e-5,
+        epsilon_inside_root: bool = False,
+        initial_square_average: float = 0.0,
+    ) -> None:
+        self.steps = 0
+        self._alpha, self._epsilon, self._inside = alpha, epsilon, epsilon_inside_root
+        self._square_average = torch.full((numel,), initial_square_average, dtype=torch.float32, device=device)
+        self._scratch = torch.empty_like(self._square_average)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {"square_average": self._square_average}
+
+    @torch.no_grad()
+    def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
+        self.steps += 1
+        v, scratch = self._square_average, self._scratch
+        v.mul_(self._alpha).addcmul_(gradients, gradients, value=1.0 - self._alpha)
+        if self._inside:
+            torch.add(v, self._epsilon, out=scratch).sqrt_()
+        else:
+            torch.sqrt(v, out=scratch).add_(self._epsilon)
+        parameters.addcdiv_(gradients, scratch, value=-lr)
+
+
+class Adam:
+    """Adam with bias correction, equal to ``torch.optim.Adam`` without weight decay. Source: Kingma & Ba 2015, arXiv 1412.6980."""
+
+    def __init__(
+        self, numel: int, device: torch.device | str = "cpu", *, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-5
+    ) -> None:
+        self.steps = 0
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+        self._first = torch.zeros(numel, dtype=torch.float32, device=device)
+        self._second = torch.zeros_like(self._first)
+        self._scratch = torch.empty_like(self._first)
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        return {"first_moment": self._first, "second_moment": self._second}
+
+    @torch.no_grad()
+    def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
+        self.steps += 1
+        self._first.mul_(self._beta1).add_(gradients, alpha=1.0 - self._beta1)
+        self._second.mul_(self._beta2).addcmul_(gradients, gradients, value=1.0 - self._beta2)
+        root_correction = (1.0 - self._beta2**self.steps) ** 0.5
+        torch.sqrt(self._second, out=self._scratch).div_(root_correction).add_(self._epsilon)
+        parameters.addcdiv_(self._first, self._scratch, value=-lr / (1.0 - self._beta1**self.steps))
+
+
+def build_optimizer(settings: OptimizerSettings, numel: int, device: torch.device | str = "cpu") -> RMSprop | Adam:
+    """The optimiser that ``settings`` describe, for vectors f32[numel] on ``device``."""
+    if settings.name == "adam":
+        return Adam(numel, device, beta1=settings.beta1, beta2=settings.beta2, epsilon=settings.epsilon)
+    return RMSprop(
+        numel,
+        device,
+        alpha=settings.alpha,
+        epsilon=settings.epsilon,
+        epsilon_inside_root=settings.epsilon_inside_root,
+        initial_square_average=settings.initial_square_average,
+    )
+
+
+def clip_gradient_norm(gradients: Tensor, max_norm: float) -> Tensor:
+    """Scales the flat ``gradients`` f32[numel] in place to an L2 norm of at most ``max_norm``; returns the norm before, a f32 scalar.
+
+    Nothing leaves the device. Equal to ``torch.nn.utils.clip_grad_norm_``.
+    """
+    norm: Tensor = torch.linalg.vector_norm(gradients)
+    gradients.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm

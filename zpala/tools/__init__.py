@@ -1,0 +1,1 @@
+"""What a person runs on the outside of a training run."""
