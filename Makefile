@@ -20,8 +20,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 format: $(STAMP)
-	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 # Speed of one node on Pong without gossip, in env_steps/s (SPS), on this machine.
 bench: $(STAMP)

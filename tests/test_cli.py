@@ -123,7 +123,9 @@ def test_the_environment_variable_is_read(run: Run, started: list[tuple[Config, 
         (["launch", "--env", "CartPol-v1", "-n", "2"], ["environment.id", "CartPole-v1"]),
     ],
 )
-def test_wrong_input_is_one_paragraph_and_exit_2(run: Run, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_is_one_paragraph_and_exit_2(
+    run: Run, arguments: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     status, out, err = run(*arguments)
     assert status == ExitCode.USAGE
@@ -196,7 +198,9 @@ def test_help_names_every_command(run: Run) -> None:
 
 @pytest.mark.cluster
 def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "zpala", "topology", "check", "rign"], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "zpala", "topology", "check", "rign"], capture_output=True, text=True, timeout=30, check=False
+    )
     assert done.returncode == ExitCode.USAGE
     assert done.stderr.startswith("zpala: unknown topology")
 

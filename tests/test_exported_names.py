@@ -12,7 +12,9 @@ import zpala
 
 ROOT = Path(zpala.__file__).parent
 PACKAGES = sorted(
-    ".".join(("zpala", *path.parent.relative_to(ROOT).parts)) for path in ROOT.rglob("__init__.py") if "import" in path.read_text(encoding="utf-8")
+    ".".join(("zpala", *path.parent.relative_to(ROOT).parts))
+    for path in ROOT.rglob("__init__.py")
+    if "import" in path.read_text(encoding="utf-8")
 )
 
 

@@ -13,7 +13,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 NEVER = {
     "rl": {"zmq", "msgpack", "threading", "zpala.gossip", "zpala.node", "zpala.tools", "zpala.cli"},
-    "gossip": {"zmq", "torch", "threading", "time", "asyncio", "socket", "zpala.rl", "zpala.node", "zpala.tools", "zpala.cli", "zpala.config"},
+    "gossip": {
+        "zmq",
+        "torch",
+        "threading",
+        "time",
+        "asyncio",
+        "socket",
+        "zpala.rl",
+        "zpala.node",
+        "zpala.tools",
+        "zpala.cli",
+        "zpala.config",
+    },
     "node": {"zpala.tools", "zpala.cli"},
     "tools": {"zmq", "zpala.cli"},
     "": {"zmq", "msgpack"},  # the modules beside the folders

@@ -11,7 +11,7 @@ import pytest
 
 from zpala.metrics import MetricsLog, averaged_with, format_line, jsonable, read_rows
 
-ROW = {
+ROW: dict[str, float | int | str] = {
     "node": "n0",
     "env_steps": 120_000,
     "cluster_env_steps": 480_000,
@@ -107,7 +107,17 @@ def test_a_broken_tensorboard_ends_nothing(tmp_path: Path, caplog: pytest.LogCap
 
 def test_the_line_for_people() -> None:
     line = format_line(ROW)
-    for part in ("[n0]", "120,000", "480,000", "1,234", "return 431.2", "averaged with 3/3 peers", "exchanges 812", "gate 0.4 %", "1.2e-03"):
+    for part in (
+        "[n0]",
+        "120,000",
+        "480,000",
+        "1,234",
+        "return 431.2",
+        "averaged with 3/3 peers",
+        "exchanges 812",
+        "gate 0.4 %",
+        "1.2e-03",
+    ):
         assert part in line
     assert "running" not in line
 

@@ -151,7 +151,8 @@ def test_default_names_never_collide_and_are_one_component() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "component"), [("n0", "n0"), ("10.0.0.1:5670", "10.0.0.1_5670"), ("[::1]:5670", "1_5670"), ("../x", "x"), ("..", "_"), ("a/b", "a_b")]
+    ("name", "component"),
+    [("n0", "n0"), ("10.0.0.1:5670", "10.0.0.1_5670"), ("[::1]:5670", "1_5670"), ("../x", "x"), ("..", "_"), ("a/b", "a_b")],
 )
 def test_names_become_one_path_component(name: str, component: str) -> None:
     assert directory_name(name) == component

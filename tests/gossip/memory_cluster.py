@@ -615,13 +615,15 @@ class MemoryCluster:
         return [xid for xid, lines in self.applied.items() if len(lines) != 2]
 
     def quiesce(self, seconds: float = 30.0) -> None:
-        """No faults and no new exchanges: open ones must resolve, learners must apply what they have."""
+        """No faults, no new exchanges, no updates: open exchanges must resolve, learners must apply what they have."""
         self.reset = 0.0
         self.cut.clear()
         self.drop = lambda source, target, message: False
         for node in self.live():
-            node.protocol._stop_offers_for_test = True
             node.exchanges.__class__ = _no_new(node.exchanges.__class__)
+            if node.learner.state in ("learning", "gate"):
+                node.learner.state = "finished"
+                node.learner.apply_and_publish(waiting=True)
         self.run(seconds)
 
     def distance(self) -> float:

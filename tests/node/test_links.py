@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -51,20 +52,31 @@ def turn(links: Links, poller: zmq.Poller) -> None:
             links.on_writable(line)
 
 
-def test_a_hello_waits_for_the_connection_and_only_the_last_one(links: Links, poller: zmq.Poller, router: tuple[Socket, int]) -> None:
+@pytest.fixture
+def mute() -> Iterator[socket.socket]:
+    """A port that takes connections and never answers: no link to it is ever ready."""
+    with sockets.listening_socket("127.0.0.1", 0) as made:
+        yield made
+
+
+def test_a_hello_waits_for_the_connection_and_only_the_last_one(
+    context: Context, links: Links, poller: zmq.Poller, addresses: dict[int, tuple[str, int]], mute: socket.socket
+) -> None:
+    addresses[0] = ("127.0.0.1", mute.getsockname()[1])
     links.dial(0)
     for number in range(3):
-        links.send(0, b"hello %d" % number, 0.0, keep=True)
+        assert links.send(0, b"hello %d" % number, 0.0, keep=True)
+    router, _ = sockets.router_socket(context, mute)
     while links.messages_sent == 0:
         turn(links, poller)
-    first = receive(router[0])[1]
     assert links.send(0, b"heartbeat", 0.0, keep=False)
-    assert receive(router[0])[1] == b"heartbeat"
-    assert first == b"hello 2"
+    assert [receive(router)[1] for _ in range(2)] == [b"hello 2", b"heartbeat"]
     assert poller.poll(0) == [], "a link that has nothing to send is not polled for room"
+    router.close()
 
 
-def test_what_is_no_hello_is_lost_without_a_connection(links: Links) -> None:
+def test_what_is_no_hello_is_lost_without_a_connection(links: Links, addresses: dict[int, tuple[str, int]], mute: socket.socket) -> None:
+    addresses[0] = ("127.0.0.1", mute.getsockname()[1])
     assert not links.send(0, b"never dialled", 0.0, keep=False)
     links.dial(0)
     assert not links.send(0, b"not connected yet", 0.0, keep=False)
@@ -91,34 +103,32 @@ def test_what_was_sent_before_hanging_up_arrives(links: Links, poller: zmq.Polle
     assert [receive(router[0])[1] for _ in range(2)] == [b"hello", b"leave"]
 
 
-def test_a_failing_link_is_made_anew_with_back_off(links: Links, addresses: dict[int, tuple[str, int]]) -> None:
-    with sockets.listening_socket("127.0.0.1", 0) as mute:
-        addresses[0] = ("127.0.0.1", mute.getsockname()[1])
-        links.dial(0)
-        now, times = 0.0, list[float]()
-        for _ in range(4000):
-            links.send(0, b"hello", now, keep=True)
-            links.redial(now)
-            if len(times) < links.redials:
-                times.append(now)
-            now += 0.1
+def test_a_failing_link_is_made_anew_with_back_off(links: Links, addresses: dict[int, tuple[str, int]], mute: socket.socket) -> None:
+    addresses[0] = ("127.0.0.1", mute.getsockname()[1])
+    links.dial(0)
+    now, times = 0.0, list[float]()
+    for _ in range(4000):
+        links.send(0, b"hello", now, keep=True)
+        links.redial(now)
+        if len(times) < links.redials:
+            times.append(now)
+        now += 0.1
     gaps = [round(later - earlier) for earlier, later in zip([0.0, *times], times, strict=False)]
     assert gaps == [5, 10, 20, 40, 60, 60, 60, 60, 60]
     assert (gaps[0], gaps[-1]) == (REDIAL_S, REDIAL_MAX_S)
 
 
 def test_the_address_is_asked_for_again(
-    links: Links, poller: zmq.Poller, router: tuple[Socket, int], addresses: dict[int, tuple[str, int]]
+    links: Links, poller: zmq.Poller, router: tuple[Socket, int], addresses: dict[int, tuple[str, int]], mute: socket.socket
 ) -> None:
     """A peer that moved while nobody could reach it is found by the next dial."""
-    with sockets.listening_socket("127.0.0.1", 0) as mute:
-        addresses[0] = ("127.0.0.1", mute.getsockname()[1])
-        links.dial(0)
-        links.send(0, b"hello", 0.0, keep=True)
-        addresses[0] = ("127.0.0.1", router[1])
-        links.redial(REDIAL_S)
-        while links.messages_sent == 0:
-            turn(links, poller)
+    addresses[0] = ("127.0.0.1", mute.getsockname()[1])
+    links.dial(0)
+    links.send(0, b"hello", 0.0, keep=True)
+    addresses[0] = ("127.0.0.1", router[1])
+    links.redial(REDIAL_S)
+    while links.messages_sent == 0:
+        turn(links, poller)
     assert receive(router[0])[1] == b"hello"
 
 

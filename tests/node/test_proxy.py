@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import queue
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -482,6 +484,21 @@ def test_the_port_is_free_after_the_end() -> None:
     supervisor.close()
     terminate(own)  # libzmq closes sockets in a thread of its own; now it has
     sockets.listening_socket("127.0.0.1", stage.proxy.port).close()
+
+
+def test_nothing_is_left_open_by_a_life_of_a_proxy() -> None:
+    counts = []
+    for _ in range(4):
+        own: Context = zmq.Context()
+        supervisor = Supervisor(own)
+        stage = Stage(own, supervisor, own.socket)
+        peer, _ = dialled(stage)
+        stage.proxy.stop()
+        supervisor.close()
+        peer.close(linger=0)
+        terminate(own)
+        counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    assert counts[1:] == counts[:1] * 3
 
 
 def test_an_error_of_ours_is_reported(context: Context, supervisor: Supervisor, open_socket: Callable[[int], Socket]) -> None:

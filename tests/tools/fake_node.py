@@ -1,6 +1,6 @@
 """Stands in for ``python -m zpala`` in the tests of ``launch``: says what a node says, and ends as its name in the plan tells.
 
-The plan is the file plan.json beside the run directory: node name -> what to do.
+The plan is the file plan.json beside the run directory: node name -> what to do. The pipe "ready" beside it joins two nodes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> int:
         case int():
             if plan == 0:
                 say(event="metrics", **row, **{"charts/episodic_return": 99.5, "charts/episodic_return_count": 100, "phase": "running"})
-                say(event="summary", node=name, reason="target", env_steps=600)
+                say(event="summary", node=name, reason="target", env_steps=500)
             else:
                 print("what went wrong", file=sys.stderr)
             return plan
@@ -46,13 +46,16 @@ def main() -> int:
         case "obey":  # leave in order when told
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             say(event="metrics", **row)
+            (run.parent / "ready").write_text("")
             return 128 + signal.sigwait({signal.SIGINT, signal.SIGTERM})
-        case "interrupt":  # presses Ctrl-C, then leaves in order
+        case "interrupt":  # presses Ctrl-C as soon as the other one is ready, then leaves in order
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            (run.parent / "ready").read_text()
             os.kill(os.getppid(), signal.SIGINT)
             return 128 + signal.sigwait({signal.SIGINT, signal.SIGTERM})
         case "deaf":  # hears nothing but SIGKILL
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            (run.parent / "ready").write_text("")
             signal.sigwait({signal.SIGUSR1})
     return 0
 

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.cluster
 
 def configure(tmp_path: Path, **plan: int | str) -> Config:
     (tmp_path / "plan.json").write_text(json.dumps(plan))
+    if "interrupt" in plan.values():
+        os.mkfifo(tmp_path / "ready")
     return load_config(None, {"run.directory": str(tmp_path / "run"), "run.total_env_steps": 2000}, {})
 
 

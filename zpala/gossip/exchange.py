@@ -456,6 +456,16 @@ class Exchanges:
         for exchange in [item for item in self._open() if item.peer is member]:
             self._close(exchange, Step.FENCED, "", now)
 
+    def silent(self, member: Member, now: float) -> None:
+        """The peer is suspected: it must not hold the slot until the deadline. Aborts, or parks what cannot be aborted."""
+        if self.current is not None and self.current.peer is member:
+            self._expire(self.current, now)
+
+    def unreachable(self, member: Member, now: float) -> None:
+        """My link to the peer is gone: an offer that it has not answered is dropped; whatever it makes of it is answered by ABORT."""
+        if self.current is not None and self.current.peer is member and self.current.state is State.OFFERED:
+            self._close(self.current, Step.FENCED, "", now)
+
     def withdraw(self, code: str, now: float) -> None:
         """Abort the current exchange if that is still allowed."""
         if self.current is not None and not self.current.ok_sent:

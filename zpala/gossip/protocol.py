@@ -295,6 +295,7 @@ class Protocol:
         else:
             self._counters["suspects"] += 1
             self._out.log("info", f"{name} is silent")
+            self._exchanges.silent(member, now)
 
     # ---- from the network -------------------------------------------------------------------------------------------------------------
 
@@ -422,6 +423,7 @@ class Protocol:
             if outbound is not None:
                 self._counters["links_lost"] += outbound.session_out is not None
                 self._sessions.lost(outbound, now)
+                self._exchanges.unreachable(outbound, now)
             self._look = True
         return self._settle(now)
 
@@ -487,6 +489,8 @@ class Protocol:
             self._gate_closed = False
             self._run.enter(Phase.FINISHED, now)
             self._drain.begin(now)
+        elif not self._halted and not self._run.active and self._run.phase is not Phase.LEAVING:
+            self._leave(reason, now)  # there was no run yet
         return self._settle(now)
 
     def on_state_captured(self, captured: StateCaptured, now: float) -> list[Action]:
@@ -538,7 +542,7 @@ class Protocol:
         size = len(self._hosts)
         needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
         seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
-        step = barrier.next_step(self._line, run.phase, run.nonce, seen, needed, now - run.since >= self._settings.start_timeout_s)
+        step = barrier.next_step(self._line, run.phase, run.nonce, seen, needed, now >= run.since + self._settings.start_timeout_s)
         if isinstance(step, barrier.Lead):
             missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
             self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
@@ -570,6 +574,7 @@ class Protocol:
 
     def _start_learning(self, now: float) -> None:
         self._leading = False
+        self._look = True
         self._run.enter(Phase.RUNNING, now)
         self._out.learner(Start(version=self._run.version))
 
@@ -626,14 +631,19 @@ class Protocol:
         self._counters["left_in_doubt"] += len(self._exchanges.doubts) + (self._exchanges.current is not None)
         self._run.enter(Phase.LEAVING, now)
         self._run.announce = False
+        self._say_leave(reason)
+        self._out.learner(Drained(reason=reason))
+
+    def _say_leave(self, reason: str) -> None:
         for member in self._membership:
             if member.session_out is not None:
                 self._out.add(SendUp(member.line, Leave(session=member.session_out, incarnation=self._sessions.incarnation, reason=reason)))
-        self._out.learner(Drained(reason=reason))
 
     def _fatal(self, exit_code: int, text: str) -> None:
+        """This node must stop: it says so to its learner and its peers, and does nothing more."""
         if not self._halted:
             self._halted = True
+            self._say_leave("fatal")
             self._out.learner(Fatal(exit_code=exit_code, text=text))
 
     # ---- own exchanges ----------------------------------------------------------------------------------------------------------------
@@ -653,6 +663,11 @@ class Protocol:
         if not self._settings.enabled or self._stop_at < math.inf or not self._exchanges.can_start:
             return
         draining = self._run.phase is Phase.FINISHED
+        if not draining and not self._gate_closed and not self._pacing.allows(False, now):
+            self._offer_at = max(now, self._pacing.wake_at(False))
+            return
+        if draining and self._neighbours_close():
+            return  # another exchange could only put off the moment at which nothing is open any more
         of_run = [m for m in self._neighbours if m.nonce == self._run.nonce and not self._exchanges.in_doubt(m)]
         possible = [member for member in of_run if self._membership.partner(member, now)]
         urgent: list[Member] = []

@@ -109,7 +109,7 @@ class Sessions:
 
     def hello(self, member: Member, now: float) -> None:
         """Ask for a session, unless I just did."""
-        if now - member.hello_sent_at < HELLO_MOST_OFTEN_S:
+        if now < member.hello_sent_at + HELLO_MOST_OFTEN_S:
             member.hello_at = member.hello_sent_at + HELLO_MOST_OFTEN_S
             return
         self.counters["hellos"] += 1

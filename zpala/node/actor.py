@@ -1,8 +1,9 @@
 """Actor threads: each steps its shard of the environments and writes what happens straight into the rollout slab.
 
-Owns: one inproc PAIR per actor between its thread and the learner's. Messages are 8 bytes: the number of the time step, i64 little-endian. What a
-message passes is the right to touch the shard's columns of the slab: the learner's "actions ready t" gives the actor row t, the actor's
-"slot ready t + 1" gives it back. Games that ended in the step ride along as a second frame. Nobody needs a mutex.
+Owns: one inproc PAIR per actor between its thread and the learner's. Messages are 8 bytes: the number of the time step, i64
+little-endian. What a message passes is the right to touch the shard's columns of the slab: the learner's "actions ready t" gives the
+actor row t, the actor's "slot ready t + 1" gives it back. Games that ended in the step ride along as a second frame. Nobody needs a
+mutex.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 import zmq
 
 from zpala.node import sockets
 from zpala.node.errors import ActorError
+from zpala.node.port import Interrupted
+from zpala.node.threads import flush_denormals
 from zpala.node.worker import Supervisor, Worker, WorkerControl
 from zpala.rl.environments import Environments, Episode
 from zpala.rl.rollout import Rollout
@@ -82,7 +84,11 @@ class Actor:
         self._endpoint = f"inproc://zpala-actor-{next(_numbers)}"
         self._pipe = sockets.inproc_pair_bound(context, self._endpoint)
         self._pipe.rcvtimeo = 100
-        self._worker = Worker(context, name, self._body, supervisor, prepare=_prepare)
+        self._worker = Worker(context, name, self._body, supervisor, prepare=flush_denormals)
+
+    @property
+    def name(self) -> str:
+        return self._worker.name
 
     def start(self, limit_s: float = 60.0) -> None:
         """Starts the thread; on return the first observations lie in row 0."""
@@ -92,11 +98,12 @@ class Actor:
         """The actions of row ``t`` are in the slab: the actor may step."""
         self._pipe.send(_STEP.pack(t), zmq.DONTWAIT)
 
-    def wait(self, t: int, limit_s: float) -> list[tuple[float, int]]:
+    def wait(self, t: int, limit_s: float, interrupted: Callable[[], bool] = lambda: False) -> list[tuple[float, int]]:
         """Waits until row ``t`` of the observations (and row ``t - 1`` of everything else) has been written.
 
         Returns: (raw return, length in env_steps) of every game that ended in the step.
-        Raises: ``WorkerFailed`` when a worker of the node has failed, ``ActorError`` when nothing came within ``limit_s`` seconds.
+        Raises: ``WorkerFailed`` when a worker of the node has failed, ``ActorError`` when nothing came within ``limit_s`` seconds,
+            ``Interrupted`` when nothing has come and ``interrupted`` says so.
         """
         deadline = time.monotonic() + limit_s
         frames: list[bytes] = []
@@ -105,6 +112,8 @@ class Actor:
                 frames = self._pipe.recv_multipart()
             except zmq.Again:
                 self._supervisor.raise_if_failed()
+                if interrupted():
+                    raise Interrupted from None
                 if time.monotonic() > deadline:
                     raise ActorError(f"{self._worker.name}: the environments have not finished one step within {limit_s:g} s") from None
         if _STEP.unpack(frames[0])[0] != t:
@@ -146,22 +155,18 @@ class Actor:
             environments.close()
 
 
-def _prepare() -> None:
-    """First in every actor's thread: denormals are flushed here too (design D14b)."""
-    torch.set_flush_denormal(True)
-
-
 class ActorGroup:
     """Actors that step together; the learner acts for one group while the others' environments step (double buffering)."""
 
-    def __init__(self, actors: Sequence[Actor], step_limit_s: float) -> None:
+    def __init__(self, actors: Sequence[Actor], step_limit_s: float, interrupted: Callable[[], bool] = lambda: False) -> None:
         self.actors = list(actors)
         self.start, self.stop = actors[0].shard.start, actors[-1].shard.stop
         self._step_limit_s = step_limit_s
+        self._interrupted = interrupted
 
     def wait(self, t: int) -> list[tuple[float, int]]:
         """Waits for every actor of the group; see ``Actor.wait``."""
-        return [episode for actor in self.actors for episode in actor.wait(t, self._step_limit_s)]
+        return [episode for actor in self.actors for episode in actor.wait(t, self._step_limit_s, self._interrupted)]
 
     def send_actions(self, t: int) -> None:
         for actor in self.actors:

@@ -25,6 +25,7 @@ from zpala.node.claim import Claim
 from zpala.node.port import GossipPort
 from zpala.node.proxy import Proxy
 from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.node.threads import flush_denormals
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
 
@@ -80,7 +81,7 @@ class Connection:
             state_parts=state_parts,
             budget=budget,
             target_return=target_return,
-            rng=random.Random(int.from_bytes(os.urandom(8), "little")),  # noqa: S311 - which partner is next is no secret
+            rng=random.Random(int.from_bytes(os.urandom(8), "little")),
             now=time.monotonic(),
         )
         self._vectors = (*vectors, *slots)  # the NumPy views borrow this memory
@@ -91,6 +92,7 @@ class Connection:
             listener=claim.listener,
             addresses={host.line: (host.address, host.port) for host in hosts.hosts},
             snapshots=snapshots.arrays,
+            prepare=flush_denormals,
         )
         self._make_port: Callable[[], GossipPort] = lambda: GossipPort(
             self._proxy.mailbox,

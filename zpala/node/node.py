@@ -1,6 +1,7 @@
 """One node, from its configuration to its exit status: build, start in order, train, stop in reverse order.
 
-Runs in the process's main thread, which becomes the learner. The first exception of any thread wins and decides the exit status (design D17, D18).
+Runs in the process's main thread, which becomes the learner. The first exception of any thread wins and decides the exit status (design
+D17, D18).
 """
 
 from __future__ import annotations
@@ -8,14 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 
 import torch
 import zmq
@@ -29,16 +29,18 @@ from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology, load_topology
 from zpala.metrics import MetricsLog
 from zpala.node.actor import Actor, ActorGroup, shards
-from zpala.node.claim import Machine, claim_line
+from zpala.node.claim import Claim, Machine, claim_line
 from zpala.node.connection import Connection
 from zpala.node.errors import NodeError, UsageError
 from zpala.node.learner import Outcome, train
 from zpala.node.port import GossipPort, Interrupted, Progress
 from zpala.node.report import Report
+from zpala.node.specification import specification
+from zpala.node.threads import prepare_process, share_of_cores
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.a2c import A2C, A2CSettings
-from zpala.rl.environments import AtariSettings, Environments, EnvironmentSpec, environment_spec, make_environments
+from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
@@ -46,9 +48,8 @@ from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
 from zpala.run_directory import NodeDirectory, RunDirectoryError, create_node_directory, default_run_directory
 
-SWITCH_INTERVAL_S = 0.0002  # a thread that waits for the GIL gets it after this: keeps the proxy's answers within milliseconds
-STOP_LIMIT_S = 5.0  # actors and proxy have this long to end
-EXIT_LIMIT_S = 9.0  # then the process ends without them
+STOP_LIMIT_S = 3.0  # the actors have this long to end
+EXIT_LIMIT_S = 6.0  # after that the process ends whoever is still there
 ACTOR = "actor"  # worker names begin with it
 STEP_LIMIT_S = 60.0  # one step of one group of environments
 JOIN_MARGIN_S = 60.0  # beyond the start barrier's own limit, for an adoption over a slow link
@@ -72,23 +73,42 @@ def run_node(config: Config, *, hosts: HostList, hosts_text: str, hosts_source: 
     with Console(json_lines=os.environ.get(FORMAT_VARIABLE) == "json") as console:
         try:
             return _run(config, hosts, hosts_text, hosts_source, name, topology, run, console)
-        except NodeError as error:
-            _log.error("%s: %s", hosts_source.name, error.text)
-            return error.exit_code
-        except WorkerFailed as failed:
-            cause = failed.__cause__
-            _log.error("%s", failed, exc_info=cause if cause is not None and not isinstance(cause, NodeError) else None)
-            if isinstance(cause, NodeError):
-                return cause.exit_code
-            return ExitCode.ACTORS if failed.name.startswith(ACTOR) else ExitCode.UNEXPECTED
-        except torch.OutOfMemoryError as error:
-            _log.error("CUDA out of memory: %s Use fewer --num-envs, or --device cpu.", error)
-            return ExitCode.CUDA
         except RunDirectoryError:
             raise
-        except Exception:
-            _log.exception("the node failed unexpectedly")
+        except Exception as error:
+            _tell(error)
+            return _exit_code(error)
+
+
+def _exit_code(error: BaseException) -> int:
+    """The exit status with which ``error`` ends the node (design D18)."""
+    match error:
+        case NodeError():
+            return error.exit_code
+        case WorkerFailed(__cause__=NodeError() as cause):
+            return cause.exit_code
+        case WorkerFailed() if error.name.startswith(ACTOR):
+            return ExitCode.ACTORS
+        case torch.OutOfMemoryError():
+            return ExitCode.CUDA
+        case RunDirectoryError():
+            return ExitCode.USAGE
+        case _:
             return ExitCode.UNEXPECTED
+
+
+def _tell(error: Exception) -> None:
+    """One paragraph for what a person can mend; a traceback where the fault lies in code, ours or the environment's."""
+    match error:
+        case NodeError():
+            _log.error("%s", error.text)
+        case WorkerFailed():
+            cause = error.__cause__
+            _log.error("%s", error, exc_info=None if isinstance(cause, NodeError) else cause)
+        case torch.OutOfMemoryError():
+            _log.error("CUDA out of memory: %s Use fewer --num-envs, or --device cpu.", error)
+        case _:
+            _log.error("the node failed unexpectedly: %s: %s", type(error).__name__, error, exc_info=error)
 
 
 def _run(
@@ -102,36 +122,42 @@ def _run(
     console: Console,
 ) -> int:
     """The node's life in order; whatever was opened is closed in reverse order."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     with ExitStack() as stack:
         stop = stack.enter_context(_stop_on_signals())
-        atari = config.environment.atari_settings()
-        spec = _specification(config, atari)
+        ending = _Ending()
+        watchdog = _watchdog(ending)
+        stack.callback(watchdog.cancel)
+
+        # Build everything first: whatever is wrong shows before anything is written and before a peer hears of this node.
+        spec = specification(config.environment)
         device = _device(config.node.device)
-        claim = claim_line(hosts, name=name, listen=config.node.listen, insecure=config.node.insecure)
+        claim = _claim(config, hosts, hosts_source, name)
         stack.callback(claim.close)
         host = hosts.hosts[claim.line]
+        threads = _threads(config, hosts, spec)
+        prepare_process(threads)
+        parts = _build(config, spec, claim.line, device)
+        rollout = Rollout(spec, config.algorithm.num_steps, config.environment.num_envs, pinned=device.type == "cuda")
         directory = create_node_directory(run, host.name, config_toml=config.to_toml(), hosts_text=hosts_text)
-        ending = _Ending()
         stack.callback(lambda: directory.finish(ending.exit_code))
         console.log_to(directory.log_path)
         metrics = stack.enter_context(MetricsLog(directory.path, tensorboard=True, hyperparameters=config.to_toml()))
-        threads = _set_threads(config, hosts, spec)
-        _log.info("%s: line %d of %s, %s, %s, %d thread(s), in %s", host.name, claim.line + 1, hosts_source, spec.id, device, threads, run)
+        _log.info(
+            "%s: line %d of %s, %s, %s, %d thread(s), in %s", host.name, host.source_line, hosts_source, spec.id, device, threads, run
+        )
 
-        # Build everything first: whatever is wrong shows before a peer hears of this node. Then the threads, each by a handshake.
-        parts = _build(config, spec, claim.line, device)
-        rollout = Rollout(spec, config.algorithm.num_steps, config.environment.num_envs, pinned=device.type == "cuda")
+        # Then the threads, each by a handshake. Callbacks run in reverse order: first the exit status, then the limit on the end.
         context: Context = zmq.Context()
         stack.callback(context.destroy, linger=0)
-        stack.enter_context(_exit_watchdog())
         supervisor = Supervisor(context)
         stack.callback(supervisor.close)
-        groups = _actor_groups(config, spec, atari, context, supervisor, rollout, claim.line, threads, device)
+        groups = _actor_groups(config, spec, context, supervisor, rollout, claim.line, threads, device, lambda: stop.signal is not None)
         stack.callback(_stop_actors, groups)
+        stack.callback(watchdog.start)
+        stack.push(ending.take)
         for group in groups:
             for actor in group.actors:
-                actor.start()
+                _start(actor)
         connection = Connection(
             context,
             supervisor,
@@ -151,7 +177,7 @@ def _run(
         with connection as port:
 
             def log(row: Row) -> None:
-                row = {"node": host.name, **row, **_gossip_row(port, report)}
+                row = {"node": host.name, **row, **_gossip_row(port, report, int(row["env_steps"]))}
                 metrics.log(row)
                 console.row(row)
 
@@ -185,9 +211,14 @@ def _run(
 
 @dataclass(slots=True)
 class _Ending:
-    """The exit status as known so far; an exception leaves it at 1."""
+    """The exit status as known so far."""
 
     exit_code: int = int(ExitCode.UNEXPECTED)
+
+    def take(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """What the node ends with, if it is an exception."""
+        if error is not None:
+            self.exit_code = int(_exit_code(error))
 
 
 @dataclass(slots=True)
@@ -215,24 +246,18 @@ def _stop_on_signals() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _exit_watchdog() -> Iterator[None]:
-    """From the end of the block on the process has ``EXIT_LIMIT_S`` seconds to end: a thread that hangs must not keep it."""
-    try:
-        yield
-    finally:
-        failed = sys.exc_info()[1]
-        code = getattr(failed, "exit_code", 1) if failed is not None else 0
-        watchdog = threading.Timer(EXIT_LIMIT_S, os._exit, [code])
-        watchdog.daemon = True
-        watchdog.start()
+def _watchdog(ending: _Ending) -> threading.Timer:
+    """Once started, the process has ``EXIT_LIMIT_S`` seconds to end in order: a thread that hangs must not keep it."""
+    watchdog = threading.Timer(EXIT_LIMIT_S, lambda: os._exit(ending.exit_code))
+    watchdog.daemon = True
+    return watchdog
 
 
-def _specification(config: Config, atari: AtariSettings) -> EnvironmentSpec:
+def _claim(config: Config, hosts: HostList, source: Path, name: str | None) -> Claim:
     try:
-        return environment_spec(config.environment.id, config.environment.args, atari)
-    except ValueError as error:
-        raise UsageError(f"environment.id: {error}") from error
+        return claim_line(hosts, name=name, listen=config.node.listen, insecure=config.node.insecure)
+    except NodeError as error:
+        raise NodeError(f"{source}: {error.text}", error.exit_code) from error
 
 
 def _device(name: str) -> torch.device:
@@ -241,21 +266,20 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise NodeError(f"node.device: {name} was asked for and this machine shows {torch.cuda.device_count()} CUDA device(s). Use --device cpu.", 9)
+        raise NodeError(
+            f"node.device: {name} was asked for and this machine shows {torch.cuda.device_count()} CUDA device(s). Use --device cpu.", 9
+        )
     return device
 
 
-def _set_threads(config: Config, hosts: HostList, spec: EnvironmentSpec) -> int:
-    """Cores shared among the nodes of this machine (design D14); denormals are flushed before the pool exists (D14b).
+def _threads(config: Config, hosts: HostList, spec: EnvironmentSpec) -> int:
+    """Threads of torch and ALE: this node's share of the cores (design D14).
 
-    A network for vectors gets one thread: its matrices are so small that handing them to a second core costs more than it computes.
+    A network for vectors gets one: its matrices are so small that handing them to a second core costs more than it computes.
     """
-    torch.set_flush_denormal(True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // _nodes_here(hosts)) if len(spec.observation_shape) > 1 else 1
-    threads = config.node.threads if isinstance(config.node.threads, int) else share
-    torch.set_num_threads(threads)
-    return threads
+    if isinstance(config.node.threads, int):
+        return config.node.threads
+    return share_of_cores(_nodes_here(hosts)) if len(spec.observation_shape) > 1 else 1
 
 
 def _nodes_here(hosts: HostList) -> int:
@@ -315,16 +339,16 @@ def _build(config: Config, spec: EnvironmentSpec, line: int, device: torch.devic
 def _actor_groups(
     config: Config,
     spec: EnvironmentSpec,
-    atari: AtariSettings,
     context: Context,
     supervisor: Supervisor,
     rollout: Rollout,
     line: int,
     threads: int,
     device: torch.device,
+    interrupted: Callable[[], bool],
 ) -> list[ActorGroup]:
     """One group on a CPU, where stepping and acting share the cores; two with an accelerator, so that they overlap."""
-    e = config.environment
+    e, atari = config.environment, config.environment.atari_settings()
     groups = config.node.groups if isinstance(config.node.groups, int) else (2 if device.type == "cuda" and e.num_envs >= 2 else 1)
     per_actor = max(1, threads // (groups * config.node.actors))
     built: list[ActorGroup] = []
@@ -339,16 +363,31 @@ def _actor_groups(
 
             actors.append(Actor(context, supervisor, f"{ACTOR} {number}", make, rollout, shard))
             number += 1
-        built.append(ActorGroup(actors, STEP_LIMIT_S))
+        built.append(ActorGroup(actors, STEP_LIMIT_S, interrupted))
     return built
 
 
+def _start(actor: Actor) -> None:
+    """Whatever the environments raise before their first step is a failure of the actor."""
+    try:
+        actor.start()
+    except (NodeError, WorkerFailed):
+        raise
+    except Exception as error:
+        raise WorkerFailed(actor.name, f"{type(error).__name__}: {error}") from error
+
+
 def _stop_actors(groups: list[ActorGroup]) -> None:
+    """All of them within ``STOP_LIMIT_S``. One that hangs in its environments is left behind: its thread ends with the process."""
     actors = [actor for group in groups for actor in group.actors]
     for actor in actors:
         actor.request_stop()
+    deadline = time.monotonic() + STOP_LIMIT_S
     for actor in actors:
-        actor.join(STOP_LIMIT_S)
+        try:
+            actor.join(max(0.0, deadline - time.monotonic()))
+        except WorkerFailed as failed:
+            _log.warning("%s: the process ends without it", failed)
 
 
 def _agreement(config: Config, spec: EnvironmentSpec, parts: _Parts, hosts: HostList, topology: Topology) -> Mapping[str, str]:
@@ -372,11 +411,11 @@ def _agreement(config: Config, spec: EnvironmentSpec, parts: _Parts, hosts: Host
     }
 
 
-def _gossip_row(port: GossipPort, report: Report) -> Row:
-    """The cluster's side of a row of metrics."""
+def _gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
+    """The cluster's side of a row of metrics of a node that has made ``env_steps``."""
     view = port.view
     return {
-        "cluster_env_steps": view.other_env_steps + port.progress.env_steps,
+        "cluster_env_steps": view.other_env_steps + env_steps,
         "charts/cluster_SPS": round(view.cluster_rate, 1),
         "gossip/exchanges": view.exchanges,
         "gossip/aborted": view.aborted,
@@ -432,5 +471,5 @@ def _summary(name: str, exit_code: int, port: GossipPort, report: Report, outcom
         "charts/episodic_return": round(report.return_mean, 3),
         "charts/episodic_return_count": report.return_count,
         "wall_s": round(report.elapsed_s(time.monotonic()), 3),
-        **_gossip_row(port, report),
+        **_gossip_row(port, report, progress.env_steps),
     }

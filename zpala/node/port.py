@@ -1,12 +1,13 @@
 """The learner's end of gossip: what a thread that owns a model calls to take part, and nothing that knows how it is done.
 
-Runs in the thread that owns the model (a node's learner, or a program of one's own as ``examples/average_consensus.py``). Owns: that end of the
-mailbox, the queue of deltas to apply, the snapshot slots, the gate. The order of an update boundary stands in ``boundary`` and nowhere else:
-read the mailbox, apply the queued deltas in order, publish, pass the gate (design D2). No call waits without a limit.
+Runs in the thread that owns the model (a node's learner, or a program of one's own as ``examples/average_consensus.py``). Owns: that
+end of the mailbox, the queue of deltas to apply, the snapshot slots, the gate. The order of an update boundary stands in ``boundary``
+and nowhere else: read the mailbox, apply the queued deltas in order, publish, pass the gate (design D2). No call waits without a limit.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from zpala.gossip import events
-from zpala.gossip.gate import Closed, Forced, FreshnessGate
+from zpala.gossip.gate import Closed, FreshnessGate
 from zpala.gossip.shadow import DeltaQueue
 from zpala.node.errors import NodeError
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
@@ -27,6 +28,8 @@ from zpala.node.worker import Supervisor
 
 PUBLISH_SHARE = 0.05  # at most this share of the learner's time goes into copying snapshots
 WAIT_SLICE_S = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,7 @@ class GossipPort:
             case events.AdoptState():
                 self._weights.install({name: self._state_parts[name] for name in message.parts})
                 self.version, self.optimizer_steps = message.version, message.optimizer_steps
+                _log.info("adopted %s of version %d", ", ".join(message.parts), message.version)
                 self._mailbox.send(StateAdopted())
             case events.Start():
                 self._started = True

@@ -40,6 +40,7 @@ class Report:
     def start(self, now: float) -> None:
         """The run starts now: the time spent waiting for the others counts in no speed."""
         self._started = self._last = now
+        self._last_cpu_s = time.process_time()
 
     def elapsed_s(self, now: float) -> float:
         """Seconds since the run started for this node."""

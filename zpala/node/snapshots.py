@@ -4,8 +4,9 @@ Runs in the learner's thread only. A slot is in exactly one of three states:
 
     FREE --capture--> COPYING --its event completed, ``completed`` hands it out--> PUBLISHED --release--> FREE
 
-On CUDA the copy runs on a side stream into pinned memory and its event is polled, never waited for; on the CPU it is a memcpy whose event has
-always completed. The proxy may read a slot only while it is PUBLISHED, and the learner may write it only while it is COPYING: nobody needs a mutex.
+On CUDA the copy runs on a side stream into pinned memory and its event is polled, never waited for; on the CPU it is a memcpy whose
+event has always completed. The proxy may read a slot only while it is PUBLISHED, and the learner may write it only while it is COPYING:
+nobody needs a mutex.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def copy_on_cpu(target: torch.Tensor, source: torch.Tensor) -> CopyEvent:
 class CopyFromCuda:
     """Copies device vectors into pinned slots on a side stream, so that learning goes on meanwhile.
 
-    The side stream waits (on the device) for the work queued so far, and the learner's stream for the copy before it changes the parameters again.
+    The side stream waits (on the device) for the work queued so far, and the learner's stream for the copy before it changes the
+    parameters again.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -19,7 +19,8 @@ class Weights:
 
     Args:
         parameters: the flat vector that every parameter of the network is a view of; changed in place.
-        optimizer_state: the optimiser's vectors by name, changed in place; they stay local in an exchange (design D15) and travel at adoption.
+        optimizer_state: the optimiser's vectors by name, changed in place; they stay local in an exchange (design D15) and travel at
+        adoption.
     """
 
     def __init__(self, parameters: torch.Tensor, optimizer_state: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -34,7 +35,8 @@ class Weights:
 
     @torch.no_grad()
     def add(self, delta: NDArray[np.float32]) -> None:
-        """Adds a queued delta f32[numel] of host memory. On CUDA the copy is queued on the learner's stream: the memory may be reused once a
+        """Adds a queued delta f32[numel] of host memory. On CUDA the copy is queued on the learner's stream: the memory may be reused
+        once a
         snapshot that was captured afterwards has completed."""
         vector = torch.from_numpy(delta)
         if self._staging is None:

@@ -25,11 +25,11 @@ import gymnasium
 from ale_py import roms
 
 
-class UnknownEnvironment(ValueError):  # noqa: N818
+class UnknownEnvironment(ValueError):
     """No environment has this name; the text offers the closest ones."""
 
 
-class UnsupportedEnvironment(ValueError):  # noqa: N818
+class UnsupportedEnvironment(ValueError):
     """The environment exists, but zpala cannot learn it; the text names what is in the way."""
 
 

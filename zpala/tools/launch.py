@@ -103,12 +103,13 @@ def free_ports(count: int) -> list[int]:
 
 def _check_environment(config: Config) -> None:
     """One paragraph here instead of one from every node."""
-    from zpala.rl.environments import environment_spec
+    from zpala.node.errors import UsageError
+    from zpala.node.specification import specification
 
     try:
-        environment_spec(config.environment.id, config.environment.args, config.environment.atari_settings())
-    except ValueError as error:
-        raise ConfigError(f"environment.id: {error}") from None
+        specification(config.environment)
+    except UsageError as error:
+        raise ConfigError(error.text) from None
 
 
 def _start(command: Sequence[str], run: Path, name: str, selector: selectors.BaseSelector, display: Display) -> Child:

@@ -27,8 +27,8 @@ def start_node(config: Config, *, peers: Path, environ: Mapping[str, str] = os.e
 def wait_without_spinning() -> None:
     """OpenMP threads that wait for work give up their core; to be called before torch is imported.
 
-    Nodes on one machine share its cores: a pool that spins for its next piece of work takes them from whoever has some (two nodes of two threads each
-    on two cores learned 20 to 140 times slower). A value that the person has set stays.
+    Nodes on one machine share its cores: a pool that spins for its next piece of work takes them from whoever has some (two nodes of two
+    threads each on two cores learned 20 to 140 times slower). A value that the person has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from zpala.rl.environments import EnvironmentSpec
+from zpala.rl.rollout import Rollout
+
+
+def rollout(dtype: str = "float32") -> Rollout:
+    return Rollout(EnvironmentSpec("test", (2,), np.dtype(dtype), 3, 1, False, "test"), num_steps=4, num_envs=5)
+
+
+def test_shapes_and_types() -> None:
+    assert {name: (tuple(t.shape), t.dtype) for name, t in rollout().tensors().items()} == {
+        "observations": ((5, 5, 2), torch.float32),
+        "actions": ((4, 5), torch.int64),
+        "rewards": ((4, 5), torch.float32),
+        "terminated": ((4, 5), torch.bool),
+        "truncated": ((4, 5), torch.bool),
+        "valid": ((4, 5), torch.bool),
+        "final_observations": ((4, 5, 2), torch.float32),
+    }
+    assert rollout("uint8").observations.dtype is torch.uint8
+
+
+def test_fresh_memory_is_absurd() -> None:
+    fresh = rollout()
+    assert (fresh.observations < -1000).all()
+    assert (fresh.actions < 0).all()
+    assert (fresh.rewards < -1000).all()
+    assert not fresh.valid.any()
+
+
+def test_a_row_is_a_window_on_the_slab() -> None:
+    slab = rollout()
+    row = slab.row(1, 2, 4)
+    row.next_observation[...] = 1.0
+    row.final_observation[...] = 2.0
+    row.reward[...] = 3.0
+    row.terminated[...] = False
+    row.truncated[...] = False
+    row.valid[...] = True
+    assert (slab.observations == 1.0).nonzero().tolist() == [[2, n, i] for n in (2, 3) for i in (0, 1)]
+    assert (slab.final_observations == 2.0).nonzero().tolist() == [[1, n, i] for n in (2, 3) for i in (0, 1)]
+    for tensor in (slab.rewards == 3.0, ~slab.terminated, ~slab.truncated, slab.valid):
+        assert tensor.nonzero().tolist() == [[1, 2], [1, 3]]
+    assert slab.valid_steps() == 2
+
+
+def test_actions_go_in_and_out() -> None:
+    slab = rollout()
+    slab.set_actions(3, 1, 4, torch.tensor([2, 0, 1]))
+    assert slab.action(3, 1, 4).tolist() == [2, 0, 1]
+    assert slab.action(3, 1, 4).dtype == np.int64
+    assert slab.actions[3, 1:4].tolist() == [2, 0, 1]
+
+
+def test_carry_moves_the_last_observation_to_the_front() -> None:
+    slab = rollout()
+    slab.observation(4, 0, 5)[...] = np.arange(10).reshape(5, 2)
+    slab.carry()
+    assert slab.observation(0, 0, 5).tolist() == np.arange(10).reshape(5, 2).tolist()
+    assert np.shares_memory(slab.arrays()["observations"], slab.row(0, 0, 5).next_observation)
