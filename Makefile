@@ -9,7 +9,7 @@ RUN_OPTIONS ?=
 .PHONY: demo test lint format bench clean
 
 demo: $(STAMP)
-	$(BIN)/zpala launch examples/cartpole.toml -n $(NODES) $(RUN_OPTIONS)
+	$(BIN)/zpala launch examples/cartpole.toml -n $(NODES) --target-return 475 $(RUN_OPTIONS)
 
 test: lint
 	$(BIN)/pytest

@@ -165,6 +165,24 @@ def evaluate(
     _print(evaluation.json() if as_json else evaluation.table())
 
 
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; each is one run, finished or running.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.png", help="The picture; the points go into FILE.csv beside it.", show_default=False),
+    ] = None,
+    labels: Annotated[
+        list[str] | None, typer.Option("--label", metavar="TEXT", help="Name of a run; repeat it, once per run.", show_default=False)
+    ] = None,
+    sps: Annotated[bool, typer.Option("--sps", help="A third panel: env_steps per second.")] = False,
+) -> None:
+    """Draw the learning curves of runs and say how fast their nodes were, at the end as at the beginning."""
+    from zpala.tools.plot import plot_runs
+
+    _print(plot_runs(runs, out=out, labels=labels or (), sps=sps))
+
+
 @topology_app.command("list")
 def topology_list() -> None:
     """The topologies that zpala brings along."""

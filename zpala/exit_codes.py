@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     ACTORS = 7
     DUPLICATE = 8
     CUDA = 9
+    TARGET_MISSED = 10
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -36,6 +37,7 @@ _MEANINGS = {
     ExitCode.ACTORS: "actors: an environment hung or failed",
     ExitCode.DUPLICATE: "duplicate: the same node already runs elsewhere",
     ExitCode.CUDA: "CUDA: device missing, lost or out of memory",
+    ExitCode.TARGET_MISSED: "target missed: the budget is spent and target_return was not reached; everything is saved",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C (SIGINT)",
     ExitCode.TERMINATED: "terminated by SIGTERM",
 }

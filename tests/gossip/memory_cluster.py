@@ -352,7 +352,8 @@ class MemoryCluster:
         self.resets = 0
         self.violations: list[str] = []
         self.cut: set[frozenset[int]] = set()
-        self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset of the pair
+        self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset
+        self.corrupt: Callable[[int, int, Any, Vector], Vector] = lambda source, target, message, content: content
         self._queue: list[tuple[float, int, Callable[..., None], Node | None, tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._identities = itertools.count(1)
@@ -499,7 +500,7 @@ class MemoryCluster:
         self.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, lost)
 
     def _transmit(self, node: Node, connection: Connection, message: DownMessage, payload: Payload, array: Vector, lost: bool) -> None:
-        content = array.copy()
+        content = self.corrupt(node.line, connection.source.line, message, array.copy())
         self._sent(node, payload)
         if not lost and connection.up:
             self.at(self._arrival(connection, "down", array.nbytes), self._deliver_down, None, connection, message, content)

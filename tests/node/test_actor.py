@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 
@@ -47,6 +48,10 @@ class Counting(Environments):
         self.closed = True
 
 
+def _same(environments: Environments) -> Environments:
+    return environments
+
+
 @pytest.fixture
 def hang() -> Iterator[threading.Event]:
     event = threading.Event()
@@ -80,7 +85,7 @@ def test_two_groups_fill_their_own_columns_of_one_slab(context: Context, supervi
     rollout = Rollout(SPEC, 4, 5)
     made = [Counting(2), Counting(3)]
     actors = [
-        Actor(context, supervisor, f"actor {i}", lambda env=env: env, rollout, shard)
+        Actor(context, supervisor, f"actor {i}", functools.partial(_same, env), rollout, shard)
         for i, (env, shard) in enumerate(zip(made, [Shard(0, 2), Shard(2, 5)], strict=True))
     ]
     groups = [ActorGroup([actor], 10.0) for actor in actors]

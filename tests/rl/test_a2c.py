@@ -168,7 +168,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next(
     agent = algorithm(spec(), A2CSettings(gamma=0.5, max_grad_norm=1e9), hidden=(1,), activation="relu")
     Constant(agent, 1.0)
     parameters = agent.flat.named_parameters()
-    parameters["hidden.0.weight"].fill_(1.0)
+    parameters["value_hidden.0.weight"].fill_(1.0)
     parameters["value.weight"].fill_(1.0)
     rollout = Rollout(spec(), 1, 2)
     rollout.observations[0] = 0.0

@@ -546,10 +546,7 @@ class Protocol:
         if isinstance(step, barrier.Lead):
             missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
             self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
-            self._take_run(self._own_nonce, Phase.STARTING, now)
-            self._leading = True
-            if run.phase is Phase.STARTING:
-                self._donor.capture()
+            self._take_run(self._own_nonce, Phase.STARTING, now, lead=True)
         elif isinstance(step, barrier.Follow):
             self._take_run(step.nonce, Phase.STARTING, now)
         elif isinstance(step, barrier.Join):
@@ -558,14 +555,16 @@ class Protocol:
         elif isinstance(step, barrier.Run):
             self._start_learning(now)
 
-    def _take_run(self, nonce: bytes, phase: Phase, now: float) -> None:
-        """Belong to the run ``nonce`` and get its parameters, unless everybody keeps its own."""
-        self._leading = False
+    def _take_run(self, nonce: bytes, phase: Phase, now: float, lead: bool = False) -> None:
+        """Belong to the run ``nonce`` and get its parameters (a leader: give them), unless everybody keeps its own."""
+        self._leading = lead
         self._run.nonce = nonce
         self._joiner.cancel()
         if self._settings.initial == "adopt":
             self._run.enter(phase, now)
-            if nonce != self._own_nonce:
+            if lead:
+                self._donor.capture()
+            else:
                 self._joiner.begin()
         elif phase is Phase.JOINING:
             self._start_learning(now)

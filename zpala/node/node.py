@@ -202,7 +202,8 @@ def _run(
                 _log.warning("%s: stopped by signal %s; leaving the run", host.name, stop.signal)
         progress = outcome.progress if outcome is not None else port.progress
         log(report.row(time.monotonic(), env_steps=progress.env_steps, updates=progress.updates))
-        ending.exit_code = 128 + stop.signal if stop.signal is not None else 0
+        missed = config.run.target_return is not None and outcome is not None and outcome.reason == "budget"
+        ending.exit_code = 128 + stop.signal if stop.signal is not None else int(ExitCode.TARGET_MISSED if missed else ExitCode.FINISHED)
         checkpoint = _save(directory, config, parts, port, report, outcome, progress)
         summary = _summary(host.name, ending.exit_code, port, report, outcome, progress)
         console.summary({**summary, "checkpoint": str(checkpoint)})

@@ -87,6 +87,9 @@ def _resolve_in_module(env_id: str) -> GymnasiumId | Factory:
 
 
 def _import_module(env_id: str, name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)  # ``python -m zpala`` looks here for modules, the script ``zpala`` does not
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,0 +1,513 @@
+"""The exchange between whole nodes: what is conserved, whatever the network does; and that the checks can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.gossip.memory_cluster import MemoryCluster, Node, full, ring
+from zpala.gossip import exchange as module
+from zpala.gossip.exchange import TRANSITIONS, Exchanges, State, Step
+from zpala.gossip.settings import GossipSettings
+
+ROUNDING = 2e-4  # float32 sums of thousands of deltas; one lost delta is more than ten times that
+
+
+def started(cluster: MemoryCluster) -> MemoryCluster:
+    assert cluster.run(20.0, cluster.all_started)
+    cluster.mark()
+    return cluster
+
+
+def conserved(cluster: MemoryCluster) -> None:
+    """Both or neither applied, so nothing is lost; nothing stays open; every buffer is back."""
+    cluster.check()
+    assert cluster.half_applied() == []
+    assert cluster.drift_error() < ROUNDING
+    for node in cluster.live():
+        metrics = node.protocol.metrics()
+        assert node.exchanges.current is None
+        assert (metrics["doubts_open"], metrics["deltas_queued"], metrics["sends_in_flight"]) == (0, 0, 0)
+        assert metrics["buffers_free"] == cluster.buffers
+
+
+# ---- one exchange ---------------------------------------------------------------------------------------------------------------------
+
+
+def pair(monkeypatch: pytest.MonkeyPatch, numel: int = 16, **options: Any) -> MemoryCluster:
+    """Two started nodes whose learners stand still; the first update of node 0 leads to one exchange."""
+    cluster = started(MemoryCluster(2, 1, periods=1e6, drift=0.0, numel=numel, **options))
+    for node in cluster.nodes:
+        assert node.exchanges.current is None or node.exchanges.current.state is State.ENGAGED
+        monkeypatch.setattr(node.protocol._pacing, "_news", False)
+    cluster.run(2.0)
+    cluster.sent.clear()
+    cluster.applied.clear()
+    return cluster
+
+
+def trigger(cluster: MemoryCluster, line: int = 0) -> None:
+    """A learner moves and publishes: its node offers."""
+    learner = cluster.nodes[line].learner
+    learner.vector[:-1] += 1.0
+    cluster.ledger[:-1] += 1.0
+    learner.version += 1
+    learner.apply_and_publish(waiting=False)
+
+
+def finish(cluster: MemoryCluster) -> None:
+    cluster.quiesce(30.0)
+    conserved(cluster)
+
+
+def test_a_small_exchange_takes_five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = pair(monkeypatch)
+    trigger(cluster)
+    cluster.run(0.1)
+    heartbeats = {"Heartbeat"}
+    assert {name: count for name, count in cluster.sent.items() if name not in heartbeats} == {"Offer": 1, "Accept": 1, "Data": 2, "Ok": 1}
+    assert list(map(sorted, cluster.applied.values())) == [[0, 1]]
+    finish(cluster)
+
+
+def test_a_big_exchange_does_not_wait_for_data_before_it_sends_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    numel = module.SMALL_BYTES // 4 + 16
+    cluster = pair(monkeypatch, numel, bandwidth=1e7, codec_every=1)
+    trigger(cluster)
+    transfer_s = 4 * numel / 1e7
+    assert not cluster.run(transfer_s, lambda: bool(cluster.applied))
+    assert cluster.run(0.03, lambda: sorted(sum(cluster.applied.values(), [])) == [0, 1])  # both directions at once
+    assert cluster.sent["Ok"] == 2
+    finish(cluster)
+
+
+def test_both_sides_end_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = pair(monkeypatch)
+    expected = (cluster.nodes[0].learner.vector.astype(np.float64) + cluster.nodes[1].learner.vector) / 2
+    expected[:-1] += 0.5
+    trigger(cluster)
+    cluster.run(0.1)
+    finish(cluster)
+    for node in cluster.nodes:
+        np.testing.assert_allclose(node.learner.vector, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("offers", [2, 6])
+def test_progress_made_during_an_exchange_is_kept(monkeypatch: pytest.MonkeyPatch, offers: int) -> None:
+    cluster = pair(monkeypatch, latency_s=(0.05, 0.1))
+    for _ in range(offers):
+        trigger(cluster, 0)
+        trigger(cluster, 1)
+        cluster.run(0.07)
+    finish(cluster)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("kind", ["Offer", "Accept", "Data", "Ok"])
+@pytest.mark.parametrize("numel", [16, module.SMALL_BYTES // 4 + 16])
+def test_any_message_may_be_lost(monkeypatch: pytest.MonkeyPatch, kind: str, nth: int, numel: int) -> None:
+    """The n-th message of a kind is lost with everything in flight, and the pair reconnects."""
+    cluster = pair(monkeypatch, numel)
+    count = 0
+
+    def drop(source: int, target: int, message: Any) -> bool:
+        nonlocal count
+        count += type(message).__name__ == kind
+        return type(message).__name__ == kind and count == nth
+
+    cluster.drop = drop
+    trigger(cluster)
+    cluster.run(3.0)
+    if count < nth:  # a small exchange has one OK only, and nothing is repeated when nothing is lost
+        trigger(cluster)
+        cluster.run(3.0)
+    assert cluster.resets == 1
+    cluster.run(3.0)
+    trigger(cluster)  # whatever became of it, the next exchange works
+    cluster.run(3.0)
+    assert list(cluster.applied.values())[-1:] and len(list(cluster.applied.values())[-1]) == 2
+    finish(cluster)
+
+
+def test_the_last_ok_lost_for_long_is_a_doubt_that_is_resolved_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = GossipSettings(exchange_timeout_s=2.0)
+    cluster = pair(monkeypatch, settings=settings)
+    cluster.drop = lambda source, target, message: type(message).__name__ == "Ok"
+    trigger(cluster)
+    cluster.run(6.0)
+    assert cluster.counter("doubts") == 1
+    assert cluster.counter("doubts_open") == 1
+    cluster.drop = lambda source, target, message: False
+    cluster.run(3.0)
+    assert cluster.counter("applied_late") == 1
+    late = [delta for node in cluster.nodes for delta in node.exchanges._shadow._queued]
+    assert late == [] or len(late) <= 2
+    finish(cluster)
+    assert sum(delta.from_doubt for node in cluster.nodes for delta in node.learner.applied) == 1
+    assert cluster.counter("defects") == 0
+
+
+def test_a_doubt_that_nobody_resolves_is_one_counted_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = pair(monkeypatch, settings=GossipSettings(exchange_timeout_s=2.0))
+    cluster.drop = lambda source, target, message: type(message).__name__ == "Ok"
+    trigger(cluster)
+    cluster.run(20.0)
+    cluster.drop = lambda source, target, message: False
+    cluster.run(5.0)
+    assert cluster.counter("defects") == 1
+    assert len(cluster.half_applied()) == 1
+    assert all(node.exchanges.current is None and not node.exchanges.doubts for node in cluster.nodes)
+
+
+def test_a_peer_in_doubt_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = started(MemoryCluster(3, 2, periods=0.05, settings=GossipSettings(exchange_timeout_s=2.0)))
+    cluster.drop = lambda source, target, message: type(message).__name__ == "Ok" and {source, target} == {0, 1}
+    cluster.run(4.0, lambda: cluster.counter("doubts_open") > 0)
+    cluster.run(4.0)
+    mine = [doubt for node in cluster.nodes for doubt in node.exchanges.doubts.values()]
+    assert mine
+    assert all(len([d for d in node.exchanges.doubts.values() if d.peer.line == line]) <= 1 for node in cluster.nodes for line in range(3))
+    recent = [ending for ending in cluster.nodes[2].endings if ending.step is Step.COMPLETED][-5:]
+    assert recent[-1].exchange.started_at > cluster.now - 1.0
+    cluster.quiesce()
+    conserved(cluster)
+
+
+# ---- many exchanges under faults --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "reset", "latency_s", "send_s"),
+    [
+        (2, 0.0, (0.0, 0.05), (0.0, 0.03)),
+        (5, 0.002, (0.0002, 0.01), (0.0, 0.005)),
+        (5, 0.02, (0.0002, 0.03), (0.0, 0.02)),
+        (6, 0.1, (0.0, 0.1), (0.0, 0.05)),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sum_is_conserved(size: int, reset: float, latency_s: tuple[float, float], send_s: tuple[float, float], seed: int) -> None:
+    periods = [0.05 * (1 + i % 3) for i in range(size)]
+    cluster = started(MemoryCluster(size, seed, periods=periods, reset=reset, latency_s=latency_s, send_s=send_s))
+    cluster.run(12.0)
+    assert cluster.counter("applied") > 20
+    assert (cluster.resets > 0) == (reset > 0)
+    cluster.quiesce()
+    conserved(cluster)
+    assert cluster.counter("defects") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_partition_shorter_than_the_memory_loses_nothing(seed: int) -> None:
+    cluster = started(MemoryCluster(6, seed, periods=0.1, reset=0.005, settings=GossipSettings(keep_s=30.0)))
+    cluster.run(3.0)
+    cluster.partition(range(3), range(3, 6))
+    before = [node.learner.updates for node in cluster.nodes]
+    cluster.run(12.0)
+    assert min(node.learner.updates - updates for node, updates in zip(cluster.nodes, before, strict=True)) > 80
+    cluster.heal()
+    healed = cluster.now
+    cluster.run(8.0)
+    assert any(
+        ending.step is Step.COMPLETED and ending.exchange.peer.line >= 3 and ending.exchange.started_at < healed + 5.0
+        for node in cluster.nodes[:3]
+        for ending in node.endings
+        if ending.exchange.started_at > healed
+    )
+    cluster.quiesce(40.0)
+    conserved(cluster)
+    assert cluster.counter("defects") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_paused_process_blames_nobody_and_loses_nothing(seed: int) -> None:
+    cluster = started(MemoryCluster(5, seed, periods=0.1, settings=GossipSettings(keep_s=30.0)))
+    cluster.run(3.0)
+    cluster.pause(1)
+    cluster.run(12.0)
+    dead = cluster.nodes[1].protocol.metrics()["dead"]
+    cluster.resume(1)
+    cluster.run(1.0)
+    metrics = cluster.nodes[1].protocol.metrics()
+    assert metrics["pauses"] == 1
+    assert metrics["dead"] == dead == 0
+    applied = metrics["applied"]
+    cluster.run(5.0)
+    assert cluster.nodes[1].protocol.metrics()["applied"] > applied  # averages again
+    cluster.quiesce(40.0)
+    conserved(cluster)
+
+
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_killed_peer_costs_at_most_one_delta(victim: int) -> None:
+    cluster = started(MemoryCluster(5, 11, periods=0.05, spread=0.1))
+    cluster.run(2.0)
+    cluster.kill(victim)
+    cluster.run(3.0)
+    applied = cluster.counter("applied")
+    cluster.run(3.0)
+    assert cluster.counter("applied") - applied > 50
+    cluster.quiesce(40.0)
+    cluster.check()
+    one_sided = cluster.half_applied()
+    assert len(one_sided) <= 1
+    assert all(victim in (xid.line, *cluster.applied[xid]) or len(cluster.applied[xid]) == 1 for xid in one_sided)
+    for node in cluster.live():
+        assert node.exchanges.current is None
+        assert not node.exchanges.doubts
+        assert node.protocol.metrics()["buffers_free"] == cluster.buffers
+
+
+def test_offers_in_a_circle_do_not_lock() -> None:
+    cluster = started(MemoryCluster(5, 12, periods=0.1, topology=ring(5), drift=0.0, latency_s=(0.004, 0.005)))
+    rng = cluster.rng
+    cluster.rng = type("Same", (type(rng),), {"uniform": lambda self, low, high: (low + high) / 2})(0)  # everybody at the same instant
+    before = cluster.counter("applied")
+    cluster.run(10.0)
+    assert cluster.counter("crossings") > 0
+    assert cluster.counter("applied") - before > 2 * 100
+    cluster.quiesce()
+    conserved(cluster)
+
+
+def test_models_come_together() -> None:
+    cluster = started(MemoryCluster(8, 13, periods=0.1, drift=0.0, spread=0.3, settings=GossipSettings(initial="own")))
+    mean = cluster.total() / 8
+    first = cluster.distance()
+    cluster.run(3.0)
+    cluster.quiesce()
+    assert first > 0.05
+    assert cluster.distance() < first / 100
+    for node in cluster.nodes:
+        np.testing.assert_allclose(node.learner.vector, mean, rtol=0.01)
+
+
+def test_the_same_seed_repeats_every_message_and_another_does_not() -> None:
+    def trace(seed: int) -> tuple[dict[str, int], list[bytes]]:
+        cluster = started(MemoryCluster(4, seed, periods=0.05, reset=0.01))
+        cluster.run(5.0)
+        return dict(cluster.sent), [node.learner.vector.tobytes() for node in cluster.nodes]
+
+    assert trace(21) == trace(21)
+    assert trace(21) != trace(22)
+
+
+# ---- guards ---------------------------------------------------------------------------------------------------------------------------
+
+
+def poisoned(change: Callable[[Any, Any], Any], message_change: Callable[[Any], Any] | None = None) -> MemoryCluster:
+    """Node 2 of three sends what ``change`` makes of its snapshots."""
+    cluster = started(MemoryCluster(3, 31, periods=0.1))
+    cluster.run(2.0)
+
+    def corrupt(source: int, target: int, message: Any, content: Any) -> Any:
+        return change(message, content) if source == 2 and type(message).__name__ == "Data" else content
+
+    cluster.corrupt = corrupt
+    cluster.run(2.0)
+    return cluster
+
+
+def test_a_flipped_bit_is_refused_and_changes_nobody() -> None:
+    def flip(message: Any, content: Any) -> Any:
+        content.view(np.uint8)[5] ^= 1
+        return content
+
+    cluster = poisoned(flip)
+    refused = cluster.counter("rejected_checksum")
+    assert refused > 0
+    assert cluster.nodes[2].protocol.metrics()["rejected_checksum"] == 0
+    cluster.corrupt = lambda source, target, message, content: content
+    cluster.quiesce()
+    assert cluster.half_applied() == []
+    assert cluster.drift_error() < ROUNDING
+
+
+def test_a_peer_that_sends_rubbish_again_and_again_is_quarantined() -> None:
+    def zero(message: Any, content: Any) -> Any:
+        content[:] = 0
+        return content
+
+    cluster = poisoned(zero)
+    for node in cluster.nodes[:2]:
+        assert node.protocol.metrics()["rejected_checksum"] == 3
+        assert any("quarantined" in log.text for log in node.logs)
+        assert node.learner.view is not None
+        assert 2 not in dict(node.learner.view.eligible)
+
+
+@pytest.mark.parametrize(("what", "value", "counter"), [("nan", np.nan, "nonfinite"), ("huge", 1e18, "norm"), ("small", None, "norm")])
+def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str, value: float | None, counter: str) -> None:
+    """With a checksum that fits: a peer that is wrong, not a wire that is."""
+    cluster = started(MemoryCluster(3, 32, periods=0.1))
+    liar = cluster.nodes[2]
+    before = [node.learner.vector.copy() for node in cluster.nodes]
+    original = Exchanges._describe
+
+    def describe(self: Exchanges, frozen: int) -> Any:
+        described = original(self, frozen)
+        if self is liar.exchanges and described is not None:
+            self._pool[frozen][:] = value if value is not None else 1e-3
+            return dataclasses.replace(described, checksum=module.checksum(self._pool[frozen]))
+        return described
+
+    monkeypatch.setattr(Exchanges, "_describe", describe)
+    cluster.run(1.5)
+    assert sum(node.protocol.metrics()[f"rejected_{counter}"] for node in cluster.nodes) > 0
+    for node in cluster.nodes[:2]:
+        assert node.protocol.metrics()["applied"] > 0
+        assert np.isfinite(node.learner.vector).all()
+        assert np.abs(node.learner.vector - before[0]).max() < 1.0
+
+
+def test_a_node_whose_own_parameters_are_not_finite_offers_nothing() -> None:
+    cluster = started(MemoryCluster(2, 33, periods=0.1))
+    cluster.run(1.0)
+    sick = cluster.nodes[0]
+    sick.learner.vector[3] = np.inf
+    cluster.run(1.0)
+    healthy = cluster.nodes[1].learner.vector
+    assert np.isfinite(healthy).all()
+    assert sick.protocol.metrics()["own_nonfinite"] > 0
+    assert cluster.nodes[1].protocol.metrics()["rejected_nonfinite"] == 0
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_node_that_diverged_stops_and_the_others_go_on(size: int) -> None:
+    cluster = started(MemoryCluster(size, 34, periods=[0.1] * (size - 1) + [0.11]))
+    cluster.run(3.0)
+    sick = cluster.nodes[-1]
+    sick.learner.vector[:-1] *= -1.0
+    cluster.run(5.0)
+    assert sick.fatal is not None
+    assert sick.fatal.exit_code == 5
+    assert "diverged" in sick.fatal.text
+    assert [node.fatal for node in cluster.nodes[:-1]] == [None] * (size - 1)
+    before = [node.learner.updates for node in cluster.live()]
+    cluster.run(3.0)
+    assert min(node.learner.updates - updates for node, updates in zip(cluster.live(), before, strict=True)) > 20
+
+
+def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
+    cluster = started(MemoryCluster(3, 35, periods=0.1, buffers=12))
+    node = cluster.nodes[0]
+    pool = node.exchanges._pool
+    for _ in range(pool.free):
+        index = pool.take()
+        assert index is not None
+        pool.send(index)
+        pool.release(index)
+    applied = cluster.counter("applied")
+    busy = node.protocol.metrics()["busy_sent"]
+    cluster.run(5.0)
+    assert node.protocol.metrics()["busy_sent"] > busy
+    assert cluster.counter("applied") > applied
+    assert min(other.learner.updates for other in cluster.nodes) > 30
+    assert cluster.forced == []  # node 0 waits for news from others: none, but the limit has not passed or others hold it
+    cluster.check()
+
+
+# ---- the machine ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_leaves_a_final_state() -> None:
+    assert {before for before, _ in TRANSITIONS} == {State.OFFERED, State.ENGAGED, State.DOUBT}
+    assert {after for after in TRANSITIONS.values()} == {State.ENGAGED, State.DOUBT, State.APPLIED, State.ABORTED}
+
+
+def test_only_data_and_ok_together_apply() -> None:
+    assert {key for key, after in TRANSITIONS.items() if after is State.APPLIED} == {
+        (State.ENGAGED, Step.COMPLETED),
+        (State.DOUBT, Step.COMPLETED),
+    }
+
+
+def test_an_illegal_step_raises() -> None:
+    cluster = started(MemoryCluster(2, 1, periods=0.1))
+    cluster.run(3.0, lambda: cluster.nodes[0].exchanges.current is not None)
+    exchange = cluster.nodes[0].exchanges.current
+    exchange.state = State.APPLIED
+    with pytest.raises(KeyError):
+        cluster.nodes[0].exchanges._move(exchange, Step.ACCEPTED)
+
+
+def test_abort_after_ok_is_impossible() -> None:
+    cluster = started(MemoryCluster(2, 1, periods=0.1))
+    cluster.run(3.0, lambda: any(node.exchanges.current is not None and node.exchanges.current.ok_sent for node in cluster.nodes))
+    node = next(node for node in cluster.nodes if node.exchanges.current is not None and node.exchanges.current.ok_sent)
+    with pytest.raises(ValueError, match="after OK"):
+        node.exchanges._abort(node.exchanges.current, Step.GAVE_UP, "timeout", cluster.now)
+
+
+# ---- the checks can fail ----------------------------------------------------------------------------------------------------------------
+
+
+def caught(seeds: int = 12) -> bool:
+    """Does any of a few runs with resets break conservation?"""
+    for seed in range(seeds):
+        cluster = started(MemoryCluster(4, seed, periods=0.05, reset=0.04, settings=GossipSettings(exchange_timeout_s=1.5)))
+        cluster.run(10.0)
+        cluster.quiesce()
+        if cluster.half_applied() or cluster.drift_error() > ROUNDING or cluster.violations:
+            return True
+    return False
+
+
+def test_the_real_one_is_not_caught() -> None:
+    assert not caught(6)
+
+
+def test_mutant_that_applies_without_the_peers_ok_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Exchanges.on_data
+
+    def on_data(self: Exchanges, member: Any, message: Any, payload_nbytes: int | None, now: float) -> None:
+        original(self, member, dataclasses.replace(message, ok=True), payload_nbytes, now)
+
+    monkeypatch.setattr(Exchanges, "on_data", on_data)
+    assert caught()
+
+
+def test_mutant_that_aborts_after_its_own_ok_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Exchanges._expire
+
+    def expire(self: Exchanges, item: Any, now: float) -> None:
+        item.ok_sent = False
+        original(self, item, now)
+
+    monkeypatch.setattr(Exchanges, "_expire", expire)
+    assert caught(40)
+
+
+def test_mutant_that_answers_while_engaged_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Exchanges.on_offer
+
+    def on_offer(self: Exchanges, member: Any, message: Any, refusal: str | None, final: bool, now: float) -> None:
+        open_one = self.current
+        if open_one is not None and open_one.xid != message.xid and open_one.state is State.ENGAGED and self._pool.free >= 2:
+            self.doubts[open_one.xid] = open_one  # kept aside, still served: two exchanges from one shadow
+            self.current = None
+        original(self, member, message, refusal, final, now)
+
+    monkeypatch.setattr(Exchanges, "on_offer", on_offer)
+    cluster = started(MemoryCluster(4, 1, periods=0.02, topology=full(4)))
+    with pytest.raises((KeyError, AssertionError, ValueError)):  # an illegal step, or two exchanges at once
+        cluster.run(5.0)
+        cluster.check()
+
+
+def test_mutant_that_frees_buffers_in_flight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zpala.gossip.buffers import BufferPool
+
+    monkeypatch.setattr(BufferPool, "send", lambda self, index: None)
+    monkeypatch.setattr(BufferPool, "sent", lambda self, index: None)
+    cluster = started(MemoryCluster(4, 2, periods=0.02, send_s=(0.0, 0.02), reset=0.02))
+    cluster.run(10.0)
+    assert cluster.counter("rejected_checksum") > 0
+
+
+def node_of(cluster: MemoryCluster, line: int) -> Node:
+    return cluster.nodes[line]

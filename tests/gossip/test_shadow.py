@@ -1,0 +1,163 @@
+"""Shadow and DeltaQueue: sums against hand-worked arrays, and the contraction that makes the shadow necessary."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from zpala.gossip.buffers import BufferPool, Vector
+from zpala.gossip.events import DeltaQueued
+from zpala.gossip.mixing import delta_into
+from zpala.gossip.shadow import DeltaQueue, Shadow
+
+NUMEL = 16
+
+
+def make(buffers: int = 8) -> tuple[Shadow, BufferPool]:
+    pool = BufferPool([np.zeros(NUMEL, np.float32) for _ in range(buffers)])
+    return Shadow(np.zeros(NUMEL, np.float32), pool), pool
+
+
+def constant(value: float) -> Vector:
+    return np.full(NUMEL, value, np.float32)
+
+
+def frozen(shadow: Shadow) -> float:
+    out = constant(np.nan)
+    shadow.freeze_into(out)
+    assert (out == out[0]).all()
+    return float(out[0])
+
+
+def queue(shadow: Shadow, pool: BufferPool, value: float) -> int:
+    index = pool.take()
+    assert index is not None
+    pool[index][:] = value
+    return shadow.queue(index)
+
+
+def event(sequence: int) -> DeltaQueued:
+    return DeltaQueued(sequence=sequence, buffer=0, line=1, peer_version=3, from_doubt=False, distance=0.1)
+
+
+def test_not_ready_before_the_first_snapshot() -> None:
+    shadow, _ = make()
+    assert not shadow.ready
+    shadow.publish(constant(1.0), 0, 0)
+    assert shadow.ready
+
+
+def test_is_the_snapshot_plus_what_it_does_not_contain() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(1.0), 0, 0)
+    assert queue(shadow, pool, 0.5) == 1
+    assert queue(shadow, pool, 0.25) == 2
+    assert frozen(shadow) == 1.75
+    assert shadow.publish(constant(3.5), 1, 1) == (1,)  # 3 + the first delta
+    assert frozen(shadow) == 3.75
+    assert queue(shadow, pool, 8.0) == 3
+    assert shadow.publish(constant(20.0), 2, 3) == (2, 3)
+    assert frozen(shadow) == 20.0
+    assert pool.free == 8
+
+
+def test_four_deltas_are_full() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(0.0), 0, 0)
+    for _ in range(4):
+        assert not shadow.full
+        queue(shadow, pool, 1.0)
+    assert shadow.full
+    shadow.publish(constant(1.0), 1, 1)
+    assert not shadow.full
+
+
+def test_refuses_a_snapshot_with_deltas_that_do_not_exist() -> None:
+    shadow, pool = make()
+    queue(shadow, pool, 1.0)
+    with pytest.raises(ValueError, match="applied delta 2, but only 1"):
+        shadow.publish(constant(0.0), 0, 2)
+
+
+def test_the_snapshot_stays_the_learners() -> None:
+    shadow, _ = make()
+    snapshot = constant(1.0)
+    shadow.publish(snapshot, 0, 0)
+    snapshot[:] = 7.0
+    assert frozen(shadow) == 1.0
+
+
+def test_delta_queue_gives_all_in_order_and_counts_them() -> None:
+    deltas = DeltaQueue()
+    assert deltas.applied_through == 0
+    deltas.receive(event(1))
+    deltas.receive(event(2))
+    assert deltas.applied_through == 0
+    assert [delta.sequence for delta in deltas.take()] == [1, 2]
+    assert deltas.applied_through == 2
+    assert deltas.take() == []
+    assert deltas.applied_through == 2
+
+
+@pytest.mark.parametrize("sequence", [1, 3])
+def test_delta_queue_refuses_gaps_and_repetitions(sequence: int) -> None:
+    deltas = DeltaQueue()
+    deltas.receive(event(1))
+    with pytest.raises(ValueError, match=f"delta {sequence} arrived after delta 1"):
+        deltas.receive(event(sequence))
+
+
+def factor_per_round(exchanges: int, *, shadow: bool, nodes: int = 64, rounds: int = 12) -> float:
+    """By how much one publish with so many random matchings multiplies the variance between nodes, geometric mean.
+
+    ``shadow=False`` freezes the last snapshot alone: the mutant.
+    """
+    rng = random.Random(7)
+    noise = np.random.default_rng(7)
+    nodes_state = []
+    for _ in range(nodes):
+        state, pool = make()
+        x = noise.standard_normal(NUMEL).astype(np.float32)
+        state.publish(x, 0, 0)
+        nodes_state.append((x, state, pool, DeltaQueue()))
+    first = np.var([x for x, *_ in nodes_state], axis=0).mean()
+    for version in range(1, rounds + 1):
+        for _ in range(exchanges):
+            order = list(range(nodes))
+            rng.shuffle(order)
+            for a, b in zip(order[::2], order[1::2], strict=True):
+                snapshots = []
+                for node in (a, b):
+                    x, state, _, _ = nodes_state[node]
+                    snapshot = constant(np.nan)
+                    state.freeze_into(snapshot)
+                    snapshots.append(snapshot if shadow else x.copy())
+                for node, own, peer in ((a, 0, 1), (b, 1, 0)):
+                    _, state, pool, deltas = nodes_state[node]
+                    index = pool.take()
+                    assert index is not None
+                    delta_into(snapshots[peer], snapshots[own], 0.5, pool[index])
+                    sequence = state.queue(index)
+                    deltas.receive(DeltaQueued(sequence=sequence, buffer=index, line=0, peer_version=0, from_doubt=False, distance=0.0))
+        for x, state, pool, deltas in nodes_state:
+            for delta in deltas.take():
+                x += pool[delta.buffer]
+            state.publish(x, version, deltas.applied_through)
+    last = np.var([x for x, *_ in nodes_state], axis=0).mean()
+    return float((last / first) ** (1 / rounds))
+
+
+@pytest.mark.parametrize("exchanges", [1, 2, 3, 4])
+def test_every_exchange_halves_the_variance(exchanges: int) -> None:
+    # a random matching averages pairs: E factor 1/2 for many nodes, and m of them 2^-m
+    assert factor_per_round(exchanges, shadow=True, rounds=6) == pytest.approx(2.0**-exchanges, rel=0.25)
+
+
+@pytest.mark.parametrize(("exchanges", "expands"), [(1, False), (2, False), (4, True)])
+def test_freezing_the_snapshot_alone_expands_at_four(exchanges: int, expands: bool) -> None:
+    # m deltas from one snapshot: self-weight 1 - m/2, each peer's 1/2: factor (1 - m/2)^2 + m/4
+    factor = factor_per_round(exchanges, shadow=False)
+    assert factor == pytest.approx((1 - exchanges / 2) ** 2 + exchanges / 4, rel=0.25)
+    assert (factor > 1.0) == expands
