@@ -23,9 +23,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Speed of one node on Pong without gossip, in env_steps/s (SPS), on this machine.
+# Speed of one node on Pong without peers, in env_steps/s (SPS), on this machine, and where the time goes.
 bench: $(STAMP)
-	$(BIN)/zpala launch examples/pong.toml -n 1 --total-env-steps 40000 $(RUN_OPTIONS)
+	$(BIN)/zpala bench node examples/pong.toml $(RUN_OPTIONS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

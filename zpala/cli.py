@@ -26,8 +26,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 topology_app = typer.Typer(help="The graphs of who may gossip with whom.", no_args_is_help=True)
+bench_app = typer.Typer(help="How fast a node is on this machine.", no_args_is_help=True)
 config_app = typer.Typer(help="The run file and its values.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
+app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 
 EPILOG = "Every option can be given as ZPALA_<OPTION> too. Precedence: command line, variable, run file, preset, default."
@@ -38,6 +40,8 @@ RunFile = Annotated[
     Path | None, typer.Argument(metavar="RUN.toml", help="Run file; without it the defaults and the preset.", show_default=False)
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Seconds = Annotated[float, typer.Option("--seconds", metavar="X", min=1.0, help="Length of one measurement.")]
+Warmup = Annotated[float, typer.Option("--warmup", metavar="X", min=0.0, help="Seconds of training before it.")]
 
 
 def _setting(option: str, field: str, hidden: bool) -> inspect.Parameter:
@@ -208,6 +212,52 @@ def topology_check(
     examination = examine(name, size)
     _print(examination.json() if as_json else examination.text())
     raise typer.Exit(ExitCode.FINISHED if examination.usable else ExitCode.USAGE)
+
+
+@bench_app.command("node", epilog=EPILOG)
+@_with_settings
+def bench_node(
+    run_file: RunFile = None, seconds: Seconds = 30.0, warmup: Warmup = 5.0, as_json: Json = False, *, overrides: dict[str, object]
+) -> None:
+    """The speed of one node without peers, and where the time of an update goes."""
+    settings = config.load_config(run_file, overrides, os.environ)
+    from zpala.tools.bench import bench_node as measure
+
+    raise typer.Exit(measure(settings, seconds=seconds, warmup_s=warmup, as_json=as_json))
+
+
+@bench_app.command("sb3", epilog=EPILOG)
+@_with_settings
+def bench_sb3(
+    run_file: RunFile = None,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=1, help="Pairs of measurements, in the order A-B-B-A-A-B.")] = 5,
+    seconds: Seconds = 30.0,
+    warmup: Warmup = 5.0,
+    sb3_threads: Annotated[
+        int | None,
+        typer.Option(
+            "--sb3-threads", metavar="N", min=1, help="Threads of the other's torch (default: what is faster)", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """One node beside stable-baselines3's A2C: same Atari game, environments and network (needs the extra bench)."""
+    from zpala.tools.bench import bench_sb3 as compare
+
+    raise typer.Exit(
+        compare(
+            run_file,
+            overrides,
+            os.environ,
+            pairs=pairs,
+            seconds=seconds,
+            warmup_s=warmup,
+            sb3_threads=sb3_threads,
+            as_json=as_json,
+        )
+    )
 
 
 @config_app.command("show", epilog=EPILOG)

@@ -1,6 +1,8 @@
-"""``zpala`` with a learner that fails at its 20th update: the algorithm is replaced before the command line runs."""
+"""``zpala`` with a learner that fails at its 20th update: one method is replaced before the command line runs."""
 
 from __future__ import annotations
+
+import itertools
 
 from zpala import cli
 from zpala.rl.a2c import A2C, UpdateStatistics
@@ -9,18 +11,17 @@ from zpala.rl.rollout import Rollout
 FAILS_AT = 20
 
 
-class Broken(A2C):
-    updates = 0
+def main() -> None:
+    update, calls = A2C.update, itertools.count(1)
 
-    def update(self, rollout: Rollout, learning_rate: float) -> UpdateStatistics:
-        self.updates += 1
-        if self.updates == FAILS_AT:
+    def fail_at_last(self: A2C, rollout: Rollout, learning_rate: float) -> UpdateStatistics:
+        if next(calls) == FAILS_AT:
             raise ArithmeticError("the learner lost its way")
-        return super().update(rollout, learning_rate)
+        return update(self, rollout, learning_rate)
+
+    A2C.update = fail_at_last  # type: ignore[method-assign]
+    cli.main()
 
 
 if __name__ == "__main__":
-    import zpala.node.node
-
-    zpala.node.node.A2C = Broken  # type: ignore[misc]
-    cli.main()
+    main()

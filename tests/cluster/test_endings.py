@@ -1,12 +1,13 @@
-"""Every way in which a run ends early: which exit status, what is left behind, who goes on, and that it takes less than 10 s (design D18)."""
+"""Every way in which a run ends early: its exit status, what it leaves behind, who goes on; and it takes less than 10 s (design D18)."""
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -108,9 +109,7 @@ def test_a_loss_that_is_not_finite_is_exit_5_and_leaves_the_batch(shared: Proces
     directory = directory_of(shared, "reward")
     (batch,) = (directory / "faults").iterdir()
     assert shared.folder / said.group(2) == batch
-    rewards = load_file(batch)["rewards"]
-    assert rewards.shape == (5, 4)
-    assert np.isnan(rewards).any()
+    assert np.isnan(load_file(batch)["rewards"]).any()
     assert status_of(directory) == ExitCode.NUMERICAL
     assert not (directory / "checkpoints").exists()
 
@@ -119,53 +118,60 @@ def test_an_exception_in_the_learner_is_exit_1_with_its_traceback(shared: Proces
     node = failed["learner"]
     assert node.end() == ExitCode.UNEXPECTED
     node.wait_for("the node failed unexpectedly: ArithmeticError: the learner lost its way")
-    node.wait_for(r'File ".*/broken_learner.py", line \d+, in update')
+    node.wait_for(r'File ".*/broken_learner.py", line \d+, in fail_at_last')
     assert status_of(directory_of(shared, "learner")) == ExitCode.UNEXPECTED
 
 
 # ---- peers that go
 
+BUDGET = 100_000
+ALERT = ("gossip.heartbeat_s=0.25", "gossip.suspect_s=0.75", "gossip.dead_s=1.5")  # a peer is missed sooner than by default
+
 
 @pytest.fixture
-def pair(processes: Processes) -> Iterator[tuple[Process, Process]]:
+def pair(processes: Processes) -> tuple[Process, Process]:
     """Two nodes that average with each other; the second one is about to go."""
     hosts = processes.hosts(2)
-    stays = processes.node(hosts, "--total-env-steps", "150_000", "--name", "n0")
-    goes = processes.node(hosts, "--total-env-steps", "150_000", "--name", "n1")
+    options = ["--total-env-steps", BUDGET, *(word for setting in ALERT for word in ("--set", setting))]
+    stays, goes = (processes.node(hosts, *options, "--name", name) for name in ("n0", "n1"))
     for process in (stays, goes):
         process.wait_for("averaged with 1/1 peers")
     return stays, goes
+
+
+def goes_on_alone(stays: Process, directory: Path) -> None:
+    """The budget is spent, the steps of who has gone count, and the gate opened because nobody was there to be waited for."""
+    assert stays.end() == ExitCode.FINISHED, stays.text
+    state = load_checkpoint(directory).state
+    assert state["finish_reason"] == "budget"
+    assert state["cluster_env_steps"] >= BUDGET
+    assert state["env_steps"] < state["cluster_env_steps"]
+    assert column(directory, "gossip/live")[-1] == 0
+    waits = np.diff(column(directory, "gossip/gate_wait_s"))
+    assert waits.max() < GossipSettings().gate_limit_s
+    assert column(directory, "gossip/gate_forced")[-1] == 0
 
 
 def test_who_loses_its_peer_goes_on_alone(processes: Processes, pair: tuple[Process, Process]) -> None:
     stays, goes = pair
     goes.send(signal.SIGKILL)
     assert goes.end() == -signal.SIGKILL
-    seen = len(stays.lines)
-    stays.wait_for("n1 is dead: nothing heard for 5 s")
-    assert stays.end() == ExitCode.FINISHED
-    rows = [line for line in stays.lines[seen:] if "averaged with 0/0 peers" in line]
-    assert rows, "it has learned alone"
-
+    stays.wait_for("n1 is silent")
+    stays.wait_for("n1 is dead: nothing heard for 1.5 s")
     directory = processes.folder / "run/nodes/n0"
-    state = load_checkpoint(directory).state
-    assert state["finish_reason"] == "budget"
-    assert state["cluster_env_steps"] >= 150_000 > state["env_steps"] - state["env_steps"] // 10
-    settings = GossipSettings()
-    waited = np.diff(column(directory, "gossip/gate_wait_s"))
-    assert waited.max() <= settings.suspect_s + 2 * settings.heartbeat_s, "the gate opened once the peer was silent"
-    assert column(directory, "gossip/gate_forced")[-1] == 0
-    assert column(directory, "gossip/defects")[-1] <= 1, "at most the exchange that the kill cut in two"
+    goes_on_alone(stays, directory)
+    assert column(directory, "gossip/defects")[-1] <= 1, "at most the exchange that was cut in two"
 
 
-def test_who_leaves_says_so_and_is_not_missed(processes: Processes, pair: tuple[Process, Process]) -> None:
+def test_who_leaves_in_order_is_not_missed(processes: Processes, pair: tuple[Process, Process]) -> None:
     stays, goes = pair
     goes.send(signal.SIGTERM)
     assert goes.end(LIMIT_S) == ExitCode.TERMINATED
     stays.wait_for(r"n1 leaves \(leave\)")
-    assert stays.end() == ExitCode.FINISHED
-    assert "n1 is dead" not in stays.text
-    assert max(np.diff(column(processes.folder / "run/nodes/n0", "gossip/gate_wait_s"))) < 1.0
+    directory = processes.folder / "run/nodes/n0"
+    goes_on_alone(stays, directory)
+    assert "n1 is silent" not in stays.text
+    assert column(directory, "gossip/defects")[-1] == 0
 
 
 # ---- launch
@@ -197,9 +203,14 @@ def test_a_signal_to_launch_ends_all_in_order(processes: Processes, number: sign
 
 def test_nodes_end_in_order_when_launch_is_killed(processes: Processes) -> None:
     process, pids = launch(processes)
+    watched = [os.pidfd_open(pid) for pid in pids]
     process.send(signal.SIGKILL)
+    deadline = time.monotonic() + LIMIT_S
+    for descriptor in watched:
+        ended, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0.0))
+        os.close(descriptor)
+        assert ended, "a node outlives the launch that started it"
     assert process.end() == -signal.SIGKILL
-    assert_gone(pids, LIMIT_S)
     for name in ("n0", "n1"):
         assert status_of(processes.folder / "run/nodes" / name) == ExitCode.TERMINATED
 
@@ -209,11 +220,3 @@ def test_launch_ends_with_the_status_of_the_node_that_failed(processes: Processe
     assert process.end() == ExitCode.ACTORS
     process.wait_for(r"\[n[01]\] .*RuntimeError: the joint of the arm is broken")
     process.wait_for(rf"\[n[01]\] ended with exit status 7: {ExitCode.ACTORS.meaning}")
-
-
-def assert_gone(pids: list[int], limit_s: float) -> None:
-    """Waits for the end of processes that are nobody's children any more."""
-    deadline = time.monotonic() + limit_s
-    for pid in pids:
-        wait_for_end(pid, deadline)
-    assert not any(map(alive, pids)), "a node outlives the launch that started it"

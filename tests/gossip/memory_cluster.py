@@ -497,9 +497,13 @@ class MemoryCluster:
             return
         array = node.protocol.payload_array(payload)
         connection.last["down"] = max(connection.last.get("down", 0.0), self.now + self.rng.uniform(*self.send_s))
-        self.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, lost)
+        self.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, array.copy(), lost)
 
-    def _transmit(self, node: Node, connection: Connection, message: DownMessage, payload: Payload, array: Vector, lost: bool) -> None:
+    def _transmit(
+        self, node: Node, connection: Connection, message: DownMessage, payload: Payload, array: Vector, before: Vector, lost: bool
+    ) -> None:
+        if node.alive and not np.array_equal(array, before, equal_nan=True):
+            self.violations.append(f"{payload} of node {node.line} was overwritten while it was being sent")
         content = self.corrupt(node.line, connection.source.line, message, array.copy())
         self._sent(node, payload)
         if not lost and connection.up:

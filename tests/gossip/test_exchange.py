@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gossip.memory_cluster import MemoryCluster, Node, full, ring
+from tests.gossip.memory_cluster import MemoryCluster, full, ring
 from zpala.gossip import exchange as module
+from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange import TRANSITIONS, Exchanges, State, Step
 from zpala.gossip.settings import GossipSettings
 
@@ -38,15 +39,23 @@ def conserved(cluster: MemoryCluster) -> None:
 # ---- one exchange ---------------------------------------------------------------------------------------------------------------------
 
 
-def pair(monkeypatch: pytest.MonkeyPatch, numel: int = 16, **options: Any) -> MemoryCluster:
+def pair(numel: int = 16, **options: Any) -> MemoryCluster:
     """Two started nodes whose learners stand still; the first update of node 0 leads to one exchange."""
     cluster = started(MemoryCluster(2, 1, periods=1e6, drift=0.0, numel=numel, **options))
+    cluster.run(3.0)  # the first snapshots have been averaged
     for node in cluster.nodes:
-        assert node.exchanges.current is None or node.exchanges.current.state is State.ENGAGED
-        monkeypatch.setattr(node.protocol._pacing, "_news", False)
-    cluster.run(2.0)
+        pacing = node.protocol._pacing
+        pacing.busy(1e9, cluster.now)
+        node.learner.apply_and_publish(waiting=False)
+        pacing.offered()
+        pacing.busy(0.0, cluster.now)
+        assert node.exchanges.current is None
+        assert node.protocol.metrics()["deltas_queued"] == 0
+    cluster.run(0.1)
     cluster.sent.clear()
     cluster.applied.clear()
+    for node in cluster.nodes:
+        node.learner.applied.clear()
     return cluster
 
 
@@ -65,7 +74,7 @@ def finish(cluster: MemoryCluster) -> None:
 
 
 def test_a_small_exchange_takes_five_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = pair(monkeypatch)
+    cluster = pair()
     trigger(cluster)
     cluster.run(0.1)
     heartbeats = {"Heartbeat"}
@@ -76,7 +85,7 @@ def test_a_small_exchange_takes_five_messages(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_big_exchange_does_not_wait_for_data_before_it_sends_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     numel = module.SMALL_BYTES // 4 + 16
-    cluster = pair(monkeypatch, numel, bandwidth=1e7, codec_every=1)
+    cluster = pair(numel, bandwidth=1e7, codec_every=1)
     trigger(cluster)
     transfer_s = 4 * numel / 1e7
     assert not cluster.run(transfer_s, lambda: bool(cluster.applied))
@@ -86,7 +95,7 @@ def test_a_big_exchange_does_not_wait_for_data_before_it_sends_its_own(monkeypat
 
 
 def test_both_sides_end_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = pair(monkeypatch)
+    cluster = pair()
     expected = (cluster.nodes[0].learner.vector.astype(np.float64) + cluster.nodes[1].learner.vector) / 2
     expected[:-1] += 0.5
     trigger(cluster)
@@ -98,7 +107,7 @@ def test_both_sides_end_in_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("offers", [2, 6])
 def test_progress_made_during_an_exchange_is_kept(monkeypatch: pytest.MonkeyPatch, offers: int) -> None:
-    cluster = pair(monkeypatch, latency_s=(0.05, 0.1))
+    cluster = pair(latency_s=(0.05, 0.1))
     for _ in range(offers):
         trigger(cluster, 0)
         trigger(cluster, 1)
@@ -111,7 +120,7 @@ def test_progress_made_during_an_exchange_is_kept(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("numel", [16, module.SMALL_BYTES // 4 + 16])
 def test_any_message_may_be_lost(monkeypatch: pytest.MonkeyPatch, kind: str, nth: int, numel: int) -> None:
     """The n-th message of a kind is lost with everything in flight, and the pair reconnects."""
-    cluster = pair(monkeypatch, numel)
+    cluster = pair(numel)
     count = 0
 
     def drop(source: int, target: int, message: Any) -> bool:
@@ -135,7 +144,7 @@ def test_any_message_may_be_lost(monkeypatch: pytest.MonkeyPatch, kind: str, nth
 
 def test_the_last_ok_lost_for_long_is_a_doubt_that_is_resolved_late(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = GossipSettings(exchange_timeout_s=2.0)
-    cluster = pair(monkeypatch, settings=settings)
+    cluster = pair(settings=settings)
     cluster.drop = lambda source, target, message: type(message).__name__ == "Ok"
     trigger(cluster)
     cluster.run(6.0)
@@ -152,7 +161,7 @@ def test_the_last_ok_lost_for_long_is_a_doubt_that_is_resolved_late(monkeypatch:
 
 
 def test_a_doubt_that_nobody_resolves_is_one_counted_defect(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = pair(monkeypatch, settings=GossipSettings(exchange_timeout_s=2.0))
+    cluster = pair(settings=GossipSettings(exchange_timeout_s=2.0))
     cluster.drop = lambda source, target, message: type(message).__name__ == "Ok"
     trigger(cluster)
     cluster.run(20.0)
@@ -340,8 +349,8 @@ def test_a_peer_that_sends_rubbish_again_and_again_is_quarantined() -> None:
         assert 2 not in dict(node.learner.view.eligible)
 
 
-@pytest.mark.parametrize(("what", "value", "counter"), [("nan", np.nan, "nonfinite"), ("huge", 1e18, "norm"), ("small", None, "norm")])
-def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str, value: float | None, counter: str) -> None:
+@pytest.mark.parametrize(("what", "value", "counter"), [("nan", np.nan, "nonfinite"), ("huge", 1e18, "norm")])
+def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str, value: float, counter: str) -> None:
     """With a checksum that fits: a peer that is wrong, not a wire that is."""
     cluster = started(MemoryCluster(3, 32, periods=0.1))
     liar = cluster.nodes[2]
@@ -351,7 +360,7 @@ def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str
     def describe(self: Exchanges, frozen: int) -> Any:
         described = original(self, frozen)
         if self is liar.exchanges and described is not None:
-            self._pool[frozen][:] = value if value is not None else 1e-3
+            self._pool[frozen][:] = value
             return dataclasses.replace(described, checksum=module.checksum(self._pool[frozen]))
         return described
 
@@ -406,8 +415,11 @@ def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
     cluster.run(5.0)
     assert node.protocol.metrics()["busy_sent"] > busy
     assert cluster.counter("applied") > applied
-    assert min(other.learner.updates for other in cluster.nodes) > 30
-    assert cluster.forced == []  # node 0 waits for news from others: none, but the limit has not passed or others hold it
+    assert min(other.learner.updates for other in cluster.nodes[1:]) > 40
+    cluster.run(8.0)
+    assert node.learner.longest_wait_s <= cluster.settings.gate_limit_s + 0.01  # no news can reach it, and it says who has some
+    assert cluster.forced
+    assert {line for _, line, _ in cluster.forced} == {0}
     cluster.check()
 
 
@@ -500,14 +512,11 @@ def test_mutant_that_answers_while_engaged_is_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_mutant_that_frees_buffers_in_flight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zpala.gossip.buffers import BufferPool
-
     monkeypatch.setattr(BufferPool, "send", lambda self, index: None)
     monkeypatch.setattr(BufferPool, "sent", lambda self, index: None)
-    cluster = started(MemoryCluster(4, 2, periods=0.02, send_s=(0.0, 0.02), reset=0.02))
-    cluster.run(10.0)
-    assert cluster.counter("rejected_checksum") > 0
-
-
-def node_of(cluster: MemoryCluster, line: int) -> Node:
-    return cluster.nodes[line]
+    for seed in range(20):
+        cluster = started(MemoryCluster(4, seed, periods=0.02, send_s=(0.0, 0.05), latency_s=(0.0002, 0.02)))
+        cluster.run(5.0)
+        if any("overwritten" in violation for violation in cluster.violations):
+            return
+    pytest.fail("nothing was overwritten")

@@ -49,14 +49,21 @@ class Join:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Whoever led this nonce is gone before anybody had its parameters: give mine to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Start learning."""
 
 
-Step = Wait | Lead | Follow | Join | Run
+Step = Wait | Lead | Follow | Join | TakeOver | Run
 
 
-def next_step(line: int, phase: Phase, nonce: bytes, peers: Sequence[Seen], needed: int, patience_over: bool) -> Step:
+def next_step(
+    line: int, phase: Phase, nonce: bytes, peers: Sequence[Seen], needed: int, patience_over: bool, orphaned: bool = False
+) -> Step:
     """What a node that is WAITING, STARTING or READY does next.
 
     Args:
@@ -64,6 +71,7 @@ def next_step(line: int, phase: Phase, nonce: bytes, peers: Sequence[Seen], need
         peers: everybody alive with a session each way.
         needed: nodes, this one included, that must be there.
         patience_over: this phase has lasted ``start_timeout_s``.
+        orphaned: I follow, and have been STARTING for so long that a leader which is alive would have been READY.
     """
     running = [peer for peer in peers if peer.phase in ACTIVE]
     forming = [peer for peer in peers if peer.phase in FORMING and peer.nonce]
@@ -81,7 +89,9 @@ def next_step(line: int, phase: Phase, nonce: bytes, peers: Sequence[Seen], need
     if smaller and not running:
         return Follow(min(smaller))
     if phase is not Phase.READY:
-        return Wait()
+        of_run = [peer for peer in peers if peer.nonce == nonce]
+        lost = orphaned and all(peer.phase == Phase.STARTING and line < peer.line for peer in of_run)
+        return TakeOver() if lost else Wait()
     if running:
         return Run()
     ready = [peer for peer in peers if peer.nonce == nonce and peer.phase == Phase.READY]

@@ -28,6 +28,7 @@ class Phase(StrEnum):
     JOINING = "joining"  # adopts the state of a running node
     RUNNING = "running"
     FINISHED = "finished"  # learns no more, drains
+    DRAINED = "drained"  # finished, and equal to its neighbours; leaves when they are drained too
     LEAVING = "leaving"
 
 
@@ -53,7 +54,8 @@ _OF_THE_PROCESS = (
     "no_news_wait_s",
     "strikes",
 )
-ACTIVE = frozenset({Phase.RUNNING, Phase.FINISHED})
+ENDED = frozenset({Phase.FINISHED, Phase.DRAINED})
+ACTIVE = ENDED | {Phase.RUNNING}
 FORMING = frozenset({Phase.STARTING, Phase.READY})
 
 

@@ -36,7 +36,7 @@ from zpala.gossip.events import Drained, Fatal, Published, Start, StateCaptured,
 from zpala.gossip.exchange import Ending, Exchanges, Step
 from zpala.gossip.fields import clip
 from zpala.gossip.hosts import HostList
-from zpala.gossip.membership import ACTIVE, FORMING, Liveness, Member, Membership, Phase
+from zpala.gossip.membership import ACTIVE, ENDED, FORMING, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import (
     Abort,
     Accept,
@@ -80,6 +80,7 @@ NOT_NOW_S = 0.1  # a peer that said BUSY because its learner lags or has not sta
 NO_NEWS_FIRST_S = 0.002  # urgent offers to a peer that had nothing new: back-off, doubled each time ...
 NO_NEWS_MAX_S = 0.05  # ... up to this
 AVOID_MAX_S = 30.0  # a peer that never answers offers
+DISCOVER_S = 1.5  # whoever does not wait for all looks for a run under way for so long, at least
 SETTLE_MAX = 8  # phases that one event can run through
 COUNTERS = (
     "suspects",
@@ -227,9 +228,9 @@ class Protocol:
             return math.inf
         due = min(self._beat_at, self._sessions.deadline(), self._exchanges.deadline(), self._offer_at, self._stop_at)
         if self._run.phase in (Phase.WAITING, Phase.STARTING, Phase.READY, Phase.JOINING):
-            patience_ends = self._run.since + self._settings.start_timeout_s
-            if patience_ends > self._now:
-                due = min(due, patience_ends)
+            for limit_s in (DISCOVER_S, self._settings.start_timeout_s):
+                if self._run.since + limit_s > self._now:
+                    due = min(due, self._run.since + limit_s)
             due = min(due, self._joiner.deadline())
         if self._drain.until is not None:
             due = min(due, self._drain.until)
@@ -324,7 +325,7 @@ class Protocol:
             if (message.xid.line, message.xid.incarnation) != (member.line, member.incarnation):
                 self._counters["stray"] += 1
                 return
-            final = self._run.phase is Phase.FINISHED and member.condition.phase == Phase.FINISHED
+            final = self._run.phase in ENDED and member.condition.phase in ENDED
             self._exchanges.on_offer(member, message, self._refusal(member, now), final, now)
         elif isinstance(message, Fetch):
             self._exchanges.on_fetch(member, message, now)
@@ -542,11 +543,18 @@ class Protocol:
         size = len(self._hosts)
         needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
         seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
-        step = barrier.next_step(self._line, run.phase, run.nonce, seen, needed, now >= run.since + self._settings.start_timeout_s)
+        patience_over = now >= run.since + self._settings.start_timeout_s
+        if run.phase is Phase.WAITING and now < run.since + DISCOVER_S:  # a run may be under way
+            needed, patience_over = size, False
+        orphaned = not self._leading and now >= run.since + self._settings.dead_s
+        step = barrier.next_step(self._line, run.phase, run.nonce, seen, needed, patience_over, orphaned)
         if isinstance(step, barrier.Lead):
             missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
             self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
             self._take_run(self._own_nonce, Phase.STARTING, now, lead=True)
+        elif isinstance(step, barrier.TakeOver):
+            self._out.log("warning", f"the leader of run {run.nonce.hex()} is gone: leading it on")
+            self._take_run(run.nonce, Phase.STARTING, now, lead=True)
         elif isinstance(step, barrier.Follow):
             self._take_run(step.nonce, Phase.STARTING, now)
         elif isinstance(step, barrier.Join):
@@ -600,11 +608,21 @@ class Protocol:
         return all(reached(condition, self._target_return) for condition in conditions)
 
     def _check_drained(self, now: float) -> None:
-        if self._run.phase is not Phase.FINISHED:
+        """Equal to the neighbours: say so, and leave when they are, too.
+
+        A node that left on its own closeness would be left behind by a neighbour that still moves towards others.
+        """
+        if self._run.phase not in ENDED:
             return
         if self._drain.over(now):
             self._leave("timeout", now)
-        elif self._settled and self._neighbours_close():
+            return
+        close = self._neighbours_close()
+        if self._run.phase is Phase.DRAINED and not close:
+            self._run.enter(Phase.FINISHED, now)
+        elif self._run.phase is Phase.FINISHED and close and self._settled:
+            self._run.enter(Phase.DRAINED, now)
+        if self._run.phase is Phase.DRAINED and self._settled and self._neighbours_drained():
             self._leave("drained", now)
 
     @property
@@ -615,8 +633,14 @@ class Protocol:
     def _neighbours_close(self) -> bool:
         if not self._settings.enabled:
             return True
-        live = [member for member in self._of_run() if member in self._neighbours]
-        return all(member.condition.phase == Phase.FINISHED for member in live) and not self._drain.far({m.line for m in live})
+        live = self._live_neighbours()
+        return all(member.condition.phase in ENDED for member in live) and not self._drain.far({m.line for m in live})
+
+    def _neighbours_drained(self) -> bool:
+        return not self._settings.enabled or all(member.condition.phase == Phase.DRAINED for member in self._live_neighbours())
+
+    def _live_neighbours(self) -> list[Member]:
+        return [member for member in self._of_run() if member in self._neighbours]
 
     def _check_stop(self, now: float) -> None:
         if self._stop_at < math.inf and self._run.phase is not Phase.LEAVING:
@@ -661,7 +685,7 @@ class Protocol:
         self._offer_at = math.inf
         if not self._settings.enabled or self._stop_at < math.inf or not self._exchanges.can_start:
             return
-        draining = self._run.phase is Phase.FINISHED
+        draining = self._run.phase in ENDED
         if not draining and not self._gate_closed and not self._pacing.allows(False, now):
             self._offer_at = max(now, self._pacing.wake_at(False))
             return
@@ -672,7 +696,7 @@ class Protocol:
         urgent: list[Member] = []
         if draining:
             far = self._drain.far({member.line for member in possible})
-            urgent = [member for member in possible if member.line in far and member.condition.phase == Phase.FINISHED]
+            urgent = [member for member in possible if member.line in far and member.condition.phase in ENDED]
         elif self._gate_closed:
             urgent = [member for member in possible if member.condition.version > member.mixed_version] or possible
         candidates = urgent or possible
@@ -684,7 +708,7 @@ class Protocol:
             return
         by_line = {member.line: member for member in candidates}
         member = by_line[choose(self._rng, by_line)]
-        final = draining and member.condition.phase == Phase.FINISHED
+        final = draining and member.condition.phase in ENDED
         self._pacing.offered()
         self._exchanges.offer(member, self._sessions.incarnation, final, now)
 
@@ -737,7 +761,7 @@ class Protocol:
         self._counters["diverged"] += 1
         self._diverged.add(member.line)
         member.avoid_until = now + self._settings.offer_timeout_s
-        live = {peer.line for peer in self._of_run() if peer in self._neighbours}
+        live = {peer.line for peer in self._live_neighbours()}
         mine, theirs = (exchange.mine.version, self._line), (exchange.peer_version, member.line)
         alone_with_it = len(live) <= 1
         if mine < theirs if alone_with_it else 2 * len(self._diverged & live) > len(live):
@@ -762,7 +786,7 @@ class Protocol:
         self._eligible = self._eligible_now(now)
         members = {member.line: member for member in self._neighbours}
         of_run = self._of_run()
-        near = [member for member in of_run if member in self._neighbours]
+        near = self._live_neighbours()
         counters = self._exchanges.counters
         total = self._budget.total()
         self._out.learner(

@@ -160,11 +160,10 @@ def csv_text(runs: Sequence[RunCurves]) -> str:
 
 
 def title(runs: Sequence[RunCurves]) -> str:
-    """What the runs have in common, then what not all of them have."""
-    facts = list(dict.fromkeys(fact for run in runs for fact in run.facts))
-    shared = [fact for fact in facts if all(fact in run.facts for run in runs)]
-    other = [fact for fact in facts if fact not in shared]
-    return ", ".join(shared) + (f" ({' / '.join(other)})" if other else "")
+    """What the runs have in common; in brackets what each kind of run has for itself."""
+    shared = [fact for fact in runs[0].facts if all(fact in run.facts for run in runs)]
+    own = dict.fromkeys(", ".join(fact for fact in run.facts if fact not in shared) for run in runs)
+    return ", ".join(shared) + (f" ({' / '.join(filter(None, own))})" if any(own) else "")
 
 
 def _training_rows(path: Path) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ def draw(runs: Sequence[RunCurves], *, sps: bool) -> bytes:
     panels = 3 if sps else 2
     with rc_context({key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "toolbar"))}):
         figure = Figure(figsize=(INCHES[0] * panels, INCHES[1]), dpi=DOTS_PER_INCH, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        FigureCanvasAgg(figure)
         axes = figure.subplots(1, panels)
         _panel(axes[0], runs, _millions, lambda curve: curve.returns)
         axes[0].set(xlabel="env_steps of all nodes (millions)", ylabel="mean raw return of a node's last 100 games")
@@ -83,7 +83,7 @@ def draw(runs: Sequence[RunCurves], *, sps: bool) -> bytes:
         axes[0].legend(loc="best", fontsize="small")
         figure.suptitle(title(runs))
         file = io.BytesIO()
-        canvas.print_png(file, metadata={"Software": None})
+        figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
 

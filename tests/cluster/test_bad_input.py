@@ -1,0 +1,234 @@
+"""Wrong input: one paragraph that says where, what and how to mend it; its exit status; nothing started, nothing written."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.processes import Process, Processes
+from zpala.exit_codes import ExitCode
+from zpala.tools.launch import free_ports
+
+pytestmark = pytest.mark.cluster
+
+FAULTY = Path(__file__).parent / "faulty_environment.py"
+ONE_WAY = "def neighbours(index, size):\n    return {(index + 1) % size}\n"
+HOSTS = "n0 127.0.0.1:PORT0\nn1 127.0.0.1:PORT1\nn2 127.0.0.1:PORT2\n"
+NODE = "node --peers hosts.txt --run-dir run"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Options after ``NODE`` (or a whole command line), the files beside hosts.txt, and what the answer has to say.
+
+    PORT0, PORT1 and PORT2 are free ports; a stranger listens on STRANGER.
+    """
+
+    options: str
+    status: ExitCode
+    says: tuple[str, ...]
+    files: tuple[tuple[str, str], ...] = ()
+    hosts: str = HOSTS
+
+
+USAGE, NETWORK = ExitCode.USAGE, ExitCode.NETWORK
+CASES = {
+    "unknown environment": Case("--env CartPol-v1", USAGE, ("environment.id", "'CartPol-v1'", "Did you mean CartPole-v1")),
+    "unknown environment at launch": Case(
+        "launch -n 2 --env CartPol-v1 --run-dir run", USAGE, ("environment.id", "'CartPol-v1'", "Did you mean CartPole-v1")
+    ),
+    "unknown argument of the environment": Case(
+        f"--env {FAULTY}:make --env-arg falt=none", USAGE, ("environment.id", "falt='none'", "unexpected keyword argument", "--env-arg")
+    ),
+    "environment that cannot be made": Case(
+        f"--env {FAULTY}:make --env-arg fault=construction", USAGE, ("the arm is not connected", "faulty_environment.py:")
+    ),
+    "network for other observations": Case("--set network.name=nature_cnn", USAGE, ("network", "nature_cnn", "float32[4]")),
+    "unknown topology": Case("--topology rign", USAGE, ("'rign'", "did you mean 'ring'")),
+    "asymmetric topology": Case(
+        "--topology one_way.py",
+        USAGE,
+        ("one_way.py", "1 is a neighbour of 0, but 0 is none of 1", "neighbours(1, 3) has to contain 0"),
+        (("one_way.py", ONE_WAY),),
+    ),
+    "malformed line of hosts.txt": Case(
+        "", USAGE, ("hosts.txt:3:", "'127.0.0.1'", "has no port"), hosts="# two\n127.0.0.1:PORT0\n127.0.0.1\n"
+    ),
+    "node of another name": Case("--name n7", USAGE, ("hosts.txt", "'n7'", "n0 127.0.0.1:PORT0")),
+    "no line of its own": Case("", NETWORK, ("hosts.txt", "192.0.2.1:PORT0", "--name"), hosts="192.0.2.1:PORT0\n"),
+    "port of a stranger": Case("", NETWORK, ("hosts.txt", "line 2", "port STRANGER", "process "), hosts="# one\nn0 127.0.0.1:STRANGER\n"),
+    "address that others reach": Case(
+        "--listen 0.0.0.0:PORT0 --name n0", ExitCode.SECURITY, ("line 1 ", "127.0.0.1:PORT0", "all addresses", "--insecure")
+    ),
+    "wrong type in the run file": Case(
+        "run.toml", USAGE, ("run.toml:3:", "optimizer.lr", "'fast'", "a number"), (("run.toml", '# mine\n[optimizer]\nlr = "fast"\n'),)
+    ),
+    "unknown key in the run file": Case(
+        "run.toml",
+        USAGE,
+        ("run.toml:2:", "gossip.max_stalness", "max_staleness"),
+        (("run.toml", "[gossip]\nmax_stalness = 3\n"),),
+    ),
+    "no such CUDA device": Case("--device cuda:77", ExitCode.CUDA, ("node.device", "cuda:77", "--device cpu")),
+    "directory of another node": Case(
+        "--name n1",
+        USAGE,
+        ("run/nodes/n1", "exists already", "--run-dir"),
+        (("run/nodes/n1/metrics.jsonl", "{}\n"), ("run/config.toml", "# of another run\n")),
+    ),
+    "directory of another launch": Case(
+        "launch -n 2 --run-dir run", USAGE, ("run/nodes/n1", "--run-dir"), (("run/nodes/n1/metrics.jsonl", "{}\n"),)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one wrong command said and did."""
+
+    case: Case
+    status: int
+    text: str
+    before: dict[str, str]
+    after: dict[str, str]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below ``folder`` and every folder -> a digest."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(shared: Processes) -> dict[str, Answer]:
+    """All wrong commands at the same time, each in a folder of its own, to their end."""
+    with a_stranger() as stranger:
+        running: dict[str, tuple[Case, Process, dict[str, str], Path]] = {}
+        for name, case in CASES.items():
+            folder = shared.folder / name.replace(" ", "-")
+            ports = free_ports(3)
+            names = {f"PORT{i}": str(port) for i, port in enumerate(ports)} | {"STRANGER": str(stranger)}
+            filled = Case(
+                fill(case.options, names), case.status, tuple(fill(part, names) for part in case.says), case.files, fill(case.hosts, names)
+            )
+            for file, content in (("hosts.txt", filled.hosts), *filled.files):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_text(content)
+            command = filled.options if filled.options.startswith("launch") else f"{NODE} {filled.options}"
+            before = contents(folder)
+            running[name] = filled, shared(*command.split(), cwd=folder), before, folder
+        return {
+            name: Answer(case, process.end(50.0), process.text, before, contents(folder))
+            for name, (case, process, before, folder) in running.items()
+        }
+
+
+def fill(text: str, names: dict[str, str]) -> str:
+    for name, value in names.items():
+        text = text.replace(name, value)
+    return text
+
+
+@contextmanager
+def a_stranger() -> Iterator[int]:
+    """A program that is no zpala node listens on a port; the port."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_paragraph_an_exit_status_and_nothing_else(answers: dict[str, Answer], name: str) -> None:
+    answer = answers[name]
+    assert answer.status == answer.case.status, answer.text
+    assert len(answer.text.splitlines()) == 1, answer.text
+    for part in answer.case.says:
+        assert part in answer.text
+    assert answer.after == answer.before, "nothing made, nothing changed"
+
+
+# ---- nodes that meet
+
+
+def meets(process: Process, status: int, field: str, mine: str, theirs: str) -> None:
+    """Ended because a peer has another value; both are told, in words for this node."""
+    assert process.end() == status, process.text
+    said = process.wait_for("do not agree")
+    assert f'"{field}"' in said.string
+    assert re.search(f"here it is .*{mine}.*, there .*{theirs}", said.string)
+    assert "Traceback" not in process.text
+
+
+def test_two_networks_meet_at_the_start(processes: Processes) -> None:
+    hosts = processes.hosts(2)
+    narrow = processes.node(hosts, "--name", "n0")
+    wide = processes.node(hosts, "--name", "n1", "--set", "network.hidden_sizes=[32]")
+    for process, mine, theirs in ((narrow, "4-16", "4-32"), (wide, "4-32", "4-16")):
+        meets(process, USAGE, "network", mine, theirs)
+    for name in ("n0", "n1"):
+        assert not (processes.folder / "run/nodes" / name / "checkpoints").exists()
+
+
+def test_who_has_another_seed_is_refused_by_a_run_that_goes_on(processes: Processes) -> None:
+    hosts = processes.hosts(3)
+    long = ("--total-env-steps", "2_000_000")
+    running = processes.node(hosts, *long, "--name", "n0", "--start-timeout", "0.5")
+    running.wait_for("leading the start")
+    other_seed = processes.node(hosts, *long, "--name", "n1", "--seed", "7")
+    other_budget = processes.node(hosts, "--total-env-steps", "1_000_000", "--name", "n2")
+    meets(other_seed, USAGE, "seed", "7", "1")
+    meets(other_budget, USAGE, "total_env_steps", "1000000", "2000000")
+    running.wait_for('n1 .*"seed": here it is 1, there 7')
+    read = len(running.lines)
+    running.wait_for(r"env_steps [1-9]")
+    running.send(signal.SIGTERM)
+    assert running.end() == ExitCode.TERMINATED
+    assert any("env_steps" in line for line in running.lines[read:]), "it has gone on learning"
+
+
+def test_the_line_of_a_running_node_is_not_taken_twice(processes: Processes) -> None:
+    hosts = processes.hosts(1)
+    running = processes.node(hosts, "--total-env-steps", "2_000_000")
+    running.wait_for("leading the start")
+    again, by_name = processes.node(hosts, "--run-dir", "again"), processes.node(hosts, "--run-dir", "again", "--name", "n0")
+    assert (again.end(), by_name.end()) == (NETWORK, NETWORK)
+    port = hosts.read_text().rpartition(":")[2].strip()
+    again.wait_for(f"every line .* is taken: line 1 .*:{port}.* by process {running.pid}")
+    by_name.wait_for(f"n0 runs already: line 1 .*:{port}.* by process {running.pid}")
+    assert not (processes.folder / "again").exists()
+    assert running.running()
+
+
+def test_two_runs_meet(processes: Processes) -> None:
+    """A node of an earlier run wakes up and meets a run of two: it is refused by name and ends nothing but itself."""
+    hosts = processes.hosts(3)
+    long = ("--total-env-steps", "2_000_000", "--start-timeout", "1")
+    straggler = processes.node(hosts, *long, "--name", "n0", "--run-dir", "old")
+    old = straggler.wait_for("leading the start of run ([0-9a-f]{16})").group(1)
+    straggler.wait_for(r"env_steps [1-9]")
+    straggler.send(signal.SIGSTOP)
+    pair = [processes.node(hosts, *long, "--name", name, "--run-dir", "new") for name in ("n1", "n2")]
+    new = pair[0].wait_for("leading the start of run ([0-9a-f]{16})").group(1)
+    for process in pair:
+        process.wait_for("averaged with 1/1 peers")
+    straggler.send(signal.SIGCONT)
+    assert straggler.end() == NETWORK, straggler.text
+    straggler.wait_for(rf"runs another run \({new}\) than this node \({old}\)")
+    read = [len(process.lines) for process in pair]
+    for process, seen in zip(pair, read, strict=True):
+        process.wait_for(f"n0 .*{old}")
+        assert process.running()
+        process.send(signal.SIGTERM)
+        assert process.end() == ExitCode.TERMINATED
+        assert any("averaged with 1/1" in line for line in process.lines[seen:])
