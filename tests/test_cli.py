@@ -192,7 +192,7 @@ def test_the_version(run: Run, arguments: list[str]) -> None:
 def test_help_names_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("node", "launch", "eval", "topology", "config"):
+    for command in ("node", "launch", "eval", "plot", "bench", "topology", "config"):
         assert command in out
 
 

@@ -46,7 +46,7 @@ CASES = {
         "launch -n 2 --env CartPol-v1 --run-dir run", USAGE, ("environment.id", "'CartPol-v1'", "Did you mean CartPole-v1")
     ),
     "unknown argument of the environment": Case(
-        f"--env {FAULTY}:make --env-arg falt=none", USAGE, ("environment.id", "falt='none'", "unexpected keyword argument", "--env-arg")
+        f"--env {FAULTY}:make --env-arg falt=3", USAGE, ("environment.id", "falt=3", "unexpected keyword argument", "--env-arg")
     ),
     "environment that cannot be made": Case(
         f"--env {FAULTY}:make --env-arg fault=construction", USAGE, ("the arm is not connected", "faulty_environment.py:")
@@ -69,12 +69,15 @@ CASES = {
         "--listen 0.0.0.0:PORT0 --name n0", ExitCode.SECURITY, ("line 1 ", "127.0.0.1:PORT0", "all addresses", "--insecure")
     ),
     "wrong type in the run file": Case(
-        "run.toml", USAGE, ("run.toml:3:", "optimizer.lr", "'fast'", "a number"), (("run.toml", '# mine\n[optimizer]\nlr = "fast"\n'),)
+        "run.toml",
+        USAGE,
+        ("run.toml, line 3:", "optimizer.lr", "'fast'", "a number"),
+        (("run.toml", '# mine\n[optimizer]\nlr = "fast"\n'),),
     ),
     "unknown key in the run file": Case(
         "run.toml",
         USAGE,
-        ("run.toml:2:", "gossip.max_stalness", "max_staleness"),
+        ("run.toml, line 2:", "[gossip]", "'max_stalness'", "max_staleness"),
         (("run.toml", "[gossip]\nmax_stalness = 3\n"),),
     ),
     "no such CUDA device": Case("--device cuda:77", ExitCode.CUDA, ("node.device", "cuda:77", "--device cpu")),

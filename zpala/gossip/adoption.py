@@ -23,7 +23,7 @@ from zpala.gossip.messages import Counter, StateData, StateFetch, StateMeta, Sta
 from zpala.gossip.mixing import checksum, square_norm
 from zpala.gossip.settings import GossipSettings
 
-FRESH_S = 5.0  # a captured state serves whoever asks within that time
+FRESH_S = 1.0  # a captured state serves whoever asks within that time
 
 
 class _Stage(Enum):
@@ -215,6 +215,10 @@ class Donor:
         elif not self._busy(now):
             self._waiting[member.line] = member
             self.capture()
+
+    def outdate(self) -> None:
+        """The learner moves on: what was captured still serves the transfers under way, but no new one."""
+        self._captured_at = -math.inf
 
     def capture(self) -> None:
         """Ask the learner for its state."""

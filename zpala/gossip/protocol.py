@@ -582,6 +582,7 @@ class Protocol:
     def _start_learning(self, now: float) -> None:
         self._leading = False
         self._look = True
+        self._donor.outdate()
         self._run.enter(Phase.RUNNING, now)
         self._out.learner(Start(version=self._run.version))
 

@@ -152,7 +152,7 @@ class Sessions:
         if hello.agreement != self._agreement:
             field, mine, theirs = self._first_difference(hello.agreement)
             self._reject(link, "agreement", field, mine, theirs, fatal=True)
-            self._disagree(member, hello.node, field, mine, theirs)
+            self._disagree(member, field, mine, theirs)
             return None
         if self._run.active and hello.condition.phase in ACTIVE and hello.nonce != self._run.nonce:
             self._reject(link, "nonce", "run", self._run.nonce.hex(), hello.nonce.hex(), fatal=self._has_company(), known=self.incarnation)
@@ -196,7 +196,8 @@ class Sessions:
         return any(member.live and member.established for member in self._membership)
 
     def _first_difference(self, theirs: Mapping[str, str]) -> tuple[str, str, str]:
-        for field in sorted(self._agreement.keys() | theirs.keys()):
+        """The first in my order: the caller puts what says most to a person before what follows from it."""
+        for field in [*self._agreement, *sorted(theirs.keys() - self._agreement.keys())]:
             mine, their = self._agreement.get(field, "(not given)"), theirs.get(field, "(not given)")
             if mine != their:
                 return field, mine, their
@@ -244,7 +245,7 @@ class Sessions:
         elif reject.code == "duplicate":
             self._fatal(EXIT_DUPLICATE, f"{host} is running already and has my line of hosts.txt; give every node a line of its own")
         elif reject.code == "agreement":
-            self._disagree(member, host, reject.field, reject.yours, reject.mine)
+            self._disagree(member, reject.field, reject.yours, reject.mine)
         elif reject.code == "nonce":
             self._foreign_run(member, reject)
         elif self._run.active or not reject.fatal:
@@ -256,7 +257,7 @@ class Sessions:
     def _raise_incarnation(self, member: Member, known: int, now: float) -> None:
         """A restart with a clock that went back may take a higher number, once; a process that already had sessions has a twin."""
         if self._welcomed or self._raised:
-            text = f"another process runs as line {self._line} of hosts.txt and started later: this one stops"
+            text = f"another process runs as line {self._hosts[self._line].source_line} of hosts.txt and started later: this one stops"
             self._fatal(EXIT_DUPLICATE, text)
             return
         self._raised = True
@@ -264,11 +265,9 @@ class Sessions:
         member.hello_sent_at = -math.inf
         self.hello(member, now)
 
-    def _disagree(self, member: Member, who: str, field: str, mine: str, theirs: str) -> None:
-        text = (
-            f'{who} (line {member.line} of hosts.txt, {self._hosts[member.line].host_port}) and this node do not agree on "{field}": '
-            f"here it is {mine}, there {theirs}; start both with the same settings"
-        )
+    def _disagree(self, member: Member, field: str, mine: str, theirs: str) -> None:
+        peer = f"{self._host(member.line)}, line {self._hosts[member.line].source_line} of hosts.txt,"
+        text = f'{peer} and this node do not agree on "{field}": here it is {mine}, there {theirs}; start both with the same settings'
         if self._run.active:
             self._once(member, f"agreement {field}", text)
         else:

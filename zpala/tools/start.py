@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zpala.config import Config, ConfigError
 from zpala.gossip.hosts import HostList, parse_hosts
+from zpala.gossip.topology import load_topology
 from zpala.tools.parent import die_with_parent
 
 
@@ -18,6 +19,7 @@ def start_node(config: Config, *, peers: Path, environ: Mapping[str, str] = os.e
     """
     die_with_parent(environ)
     text, hosts = read_hosts(peers)
+    load_topology(config.gossip.topology, len(hosts))
     wait_without_spinning()
     from zpala.node.node import run_node  # torch and zmq: only once the input is known to be right
 
