@@ -10,6 +10,7 @@ drifts, so it must stay exactly 1. Learners apply deltas at update boundaries, o
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -392,7 +393,7 @@ class MemoryCluster:
             self.now = when
             if node is None or node.alive:
                 if node is not None and node.paused:
-                    node.backlog.append(lambda what=what, arguments=arguments: what(*arguments))
+                    node.backlog.append(functools.partial(what, *arguments))
                 else:
                     what(*arguments)
             if until is not None and until():

@@ -61,4 +61,4 @@ def test_refuses_buffers_of_different_kinds() -> None:
     with pytest.raises(ValueError, match="float32"):
         BufferPool([np.zeros(16, np.float32), np.zeros(32, np.float32)])
     with pytest.raises(ValueError, match="float32"):
-        BufferPool([np.zeros(16)])
+        BufferPool([np.zeros(16)])  # type: ignore[list-item]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.gossip.memory_cluster import MemoryCluster, full, ring
 from zpala.gossip import exchange as module
 from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange import TRANSITIONS, Exchanges, State, Step
+from zpala.gossip.mixing import checksum
 from zpala.gossip.settings import GossipSettings
 
 ROUNDING = 2e-4  # float32 sums of thousands of deltas; one lost delta is more than ten times that
@@ -89,7 +91,7 @@ def test_a_big_exchange_does_not_wait_for_data_before_it_sends_its_own(monkeypat
     trigger(cluster)
     transfer_s = 4 * numel / 1e7
     assert not cluster.run(transfer_s, lambda: bool(cluster.applied))
-    assert cluster.run(0.03, lambda: sorted(sum(cluster.applied.values(), [])) == [0, 1])  # both directions at once
+    assert cluster.run(0.03, lambda: sorted(itertools.chain(*cluster.applied.values())) == [0, 1])  # both directions at once
     assert cluster.sent["Ok"] == 2
     finish(cluster)
 
@@ -138,7 +140,7 @@ def test_any_message_may_be_lost(monkeypatch: pytest.MonkeyPatch, kind: str, nth
     cluster.run(3.0)
     trigger(cluster)  # whatever became of it, the next exchange works
     cluster.run(3.0)
-    assert list(cluster.applied.values())[-1:] and len(list(cluster.applied.values())[-1]) == 2
+    assert sorted(list(cluster.applied.values())[-1]) == [0, 1]
     finish(cluster)
 
 
@@ -361,7 +363,7 @@ def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str
         described = original(self, frozen)
         if self is liar.exchanges and described is not None:
             self._pool[frozen][:] = value
-            return dataclasses.replace(described, checksum=module.checksum(self._pool[frozen]))
+            return dataclasses.replace(described, checksum=checksum(self._pool[frozen]))
         return described
 
     monkeypatch.setattr(Exchanges, "_describe", describe)
@@ -428,7 +430,7 @@ def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
 
 def test_nothing_leaves_a_final_state() -> None:
     assert {before for before, _ in TRANSITIONS} == {State.OFFERED, State.ENGAGED, State.DOUBT}
-    assert {after for after in TRANSITIONS.values()} == {State.ENGAGED, State.DOUBT, State.APPLIED, State.ABORTED}
+    assert set(TRANSITIONS.values()) == {State.ENGAGED, State.DOUBT, State.APPLIED, State.ABORTED}
 
 
 def test_only_data_and_ok_together_apply() -> None:
@@ -506,9 +508,11 @@ def test_mutant_that_answers_while_engaged_is_caught(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Exchanges, "on_offer", on_offer)
     cluster = started(MemoryCluster(4, 1, periods=0.02, topology=full(4)))
-    with pytest.raises((KeyError, AssertionError, ValueError)):  # an illegal step, or two exchanges at once
+    try:
         cluster.run(5.0)
-        cluster.check()
+    except (KeyError, ValueError):  # an illegal step
+        return
+    assert any("two exchanges at once" in violation for violation in cluster.violations)
 
 
 def test_mutant_that_frees_buffers_in_flight_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

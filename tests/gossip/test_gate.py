@@ -112,7 +112,7 @@ def test_two_closed_nodes_always_have_news_for_each_other(staleness: int) -> Non
     assert pairs_closed > 1000
 
 
-# ---- in a cluster -------------------------------------------------------------------------------------------------------------------------
+# ---- in a cluster --------------------------------------------------------------------------------------------------------------------
 
 
 def run(cluster: MemoryCluster, seconds: float) -> MemoryCluster:

@@ -72,11 +72,11 @@ def test_my_own_pause_is_nobodys_fault() -> None:
 def test_who_left_comes_back_only_as_another_process() -> None:
     membership, member = make()
     membership.left(member)
-    membership.heard(member, 1.0)
-    assert member.liveness is Liveness.LEFT
+    assert membership.heard(member, 1.0) is Liveness.LEFT
+    assert not member.live
     membership.renew(member, 8, 2.0)
-    membership.heard(member, 2.0)
-    assert member.liveness is Liveness.ALIVE
+    assert membership.heard(member, 2.0) is Liveness.UNKNOWN
+    assert member.live
 
 
 def test_a_new_incarnation_forgets_the_old_one() -> None:
@@ -90,13 +90,12 @@ def test_a_new_incarnation_forgets_the_old_one() -> None:
 
 
 def test_established_needs_both_directions_with_the_same_process() -> None:
-    membership, member = make()
-    assert member.established
-    member.incarnation_out = 6
-    assert not member.established
-    member.incarnation_out = 7
-    membership.unbind(member)
-    assert not member.established
+    for incarnation_out, session_out, linked in [(7, 5, True), (6, 5, True), (7, None, True), (7, 5, False)]:
+        membership, member = make()
+        member.incarnation_out, member.session_out = incarnation_out, session_out
+        if not linked:
+            membership.unbind(member)
+        assert member.established == ((incarnation_out, session_out, linked) == (7, 5, True))
 
 
 def test_the_same_link_keeps_its_session_and_another_gets_a_new_one() -> None:

@@ -109,3 +109,14 @@ def test_what_cannot_be_flattened_is_refused() -> None:
         FlatParameters(tied)
     with pytest.raises(ValueError, match="vector of"):
         FlatParameters(small()).views(torch.zeros(3))
+
+
+def test_a_change_between_forward_and_backward_is_noticed() -> None:
+    """A delta that is added while an acting graph is kept would make its gradients wrong without a word."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    flat = FlatParameters(module)
+    loss = module(torch.ones(2, 3)).square().sum()
+    with torch.no_grad():
+        flat.parameters.add_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -2,9 +2,9 @@
 
 No sockets, no threads, no clock: the proxy (``node/proxy.py``) drives it with real ones, tests and the simulator with virtual ones, and
 the same inputs give the same outputs. Owned here: who gets which message, the phases of the run, heartbeats, the choice of a partner,
-what the learner is told. Left to the parts: the exchange itself (``exchange``), when one may start (``pacing``), sessions (``sessions``), what
-is known of peers (``membership``), start (``barrier``), adoption (``adoption``), end (``drain``). Long because it is the one switchboard
-of all events; each method is short.
+what the learner is told. Left to the parts: the exchange itself (``exchange``), when one may start (``pacing``), sessions
+(``sessions``), what is known of peers (``membership``), start (``barrier``), adoption (``adoption``), end (``drain``).
+Long because it is the one switchboard of all events; each method is short.
 
 How the proxy uses it::
 
@@ -89,7 +89,7 @@ COUNTERS = (
     "left_in_doubt",
     "no_session",
     "stale_session",
-    "stray",
+    "foreign_offers",
     "foreign_run",
     "bad_frames",
     "links_lost",
@@ -323,7 +323,7 @@ class Protocol:
             self._on_heartbeat(member, message, now)
         elif isinstance(message, Offer):
             if (message.xid.line, message.xid.incarnation) != (member.line, member.incarnation):
-                self._counters["stray"] += 1
+                self._counters["foreign_offers"] += 1
                 return
             final = self._run.phase in ENDED and member.condition.phase in ENDED
             self._exchanges.on_offer(member, message, self._refusal(member, now), final, now)

@@ -304,6 +304,7 @@ class _Parts:
 def _build(config: Config, spec: EnvironmentSpec, line: int, device: torch.device) -> _Parts:
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
     n, a, o = config.network, config.algorithm, config.optimizer
+    is_image = len(spec.observation_shape) == 3
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
         network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last, config.run.seed)
@@ -329,7 +330,7 @@ def _build(config: Config, spec: EnvironmentSpec, line: int, device: torch.devic
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
         clip_rewards=a.clip_rewards,
-        reuse_graph=device.type == "cpu" if a.reuse_graph == "auto" else a.reuse_graph,
+        reuse_graph=device.type == "cpu" and is_image if a.reuse_graph == "auto" else a.reuse_graph,
     )
     algorithm = A2C(network, flat, optimizer, settings, seed=torch_seed(config.run.seed, line))
     weights = Weights(flat.parameters, optimizer.state)

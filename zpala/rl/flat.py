@@ -56,13 +56,18 @@ class FlatParameters:
         self.numel = offset
         self.parameters = torch.zeros(offset, dtype=torch.float32, device=device)
         self.gradients = torch.zeros(offset, dtype=torch.float32, device=device)
-        self._members = [parameter for _, parameter in named]
+        self._members: list[nn.Parameter] = []
         self._parameter_views = self.views(self.parameters)
         self._gradient_views = self.views(self.gradients)
-        for parameter, view, gradient in zip(self._members, self._parameter_views.values(), self._gradient_views.values(), strict=True):
-            view.copy_(parameter.detach())
-            parameter.data = view
+        for (name, old), view, gradient in zip(named, self._parameter_views.values(), self._gradient_views.values(), strict=True):
+            view.copy_(old.detach())
+            # A new Parameter on the view, not ``old.data = view``: only so does autograd notice when the flat vector changes between a
+            # forward and its backward pass, and raise instead of giving wrong gradients.
+            parameter = nn.Parameter(view, requires_grad=old.requires_grad)
             parameter.grad = gradient
+            owner, _, leaf = name.rpartition(".")
+            module.get_submodule(owner).register_parameter(leaf, parameter)
+            self._members.append(parameter)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Cuts any f32[numel] vector of this layout into its named tensors, without copying."""

@@ -1,4 +1,4 @@
-"""Actor-critic networks: a shared body, a policy head and a value head.
+"""Actor-critic networks: a policy head and a value head, on a shared body for images and on a tower each for vectors.
 
 Every network maps observations [B, ...] to (logits f32[B, A], value f32[B]) and initialises itself from one seed with a generator of its
 own, so that every node starts equal. Weights are orthogonal (gain sqrt 2; 0.01 for the policy head, 1 for the value head), biases 0.
