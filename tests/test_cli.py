@@ -94,7 +94,7 @@ def test_launch_passes_the_number_of_nodes_and_its_status(run: Run, monkeypatch:
         return 7
 
     monkeypatch.setattr(launch, "launch", record)
-    assert run("launch", str(ROOT / "examples/cartpole.toml"), "-n", "3", "--seed", "5")[0] == 7
+    assert run("launch", str(ROOT / "examples/cartpole.toml"), "-n", "3", "--seed", "5", "--target-return", "475")[0] == 7
     ((config, nodes),) = calls
     assert (nodes, config.run.seed, config.run.target_return) == (3, 5, 475)
 

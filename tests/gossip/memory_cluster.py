@@ -598,7 +598,8 @@ class MemoryCluster:
         return all(node.learner.state not in ("waiting",) for node in self.live())
 
     def mark(self) -> None:
-        """Start the ledger here: what the nodes hold now, deltas on their way to learners included."""
+        """Start the ledger soon: what the nodes hold at the first instant at which no exchange is applied on one side only."""
+        assert self.run(20.0, lambda: not self.half_applied())
         self.ledger = self.total()
 
     def total(self) -> Any:

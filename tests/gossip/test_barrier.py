@@ -72,7 +72,7 @@ def test_orphans_are_led_by_their_lowest_line(line: int, peers: list[tuple[int, 
     assert next_step(line, STARTING, A, seen(*peers), 3, False, orphaned=True) == expected
 
 
-# ---- in a cluster -------------------------------------------------------------------------------------------------------------------------
+# ---- in a cluster ----------------------------------------------------------------------------------------------------------------------
 
 
 def when_running(node: Node) -> float:

@@ -255,7 +255,7 @@ def test_wrong_arguments_are_usage_errors(command: Command, wrong: list[str]) ->
 @pytest.mark.cluster
 def test_a_child_is_heard_and_its_failure_explained() -> None:
     code = "print('{\"event\": \"x\", \"n\": 1}'); print('{broken'); print('why'); raise SystemExit(7)"
-    heard = []
+    heard: list[dict[str, Any]] = []
     with Child("it", [sys.executable, "-c", code], {}) as child, pytest.raises(ChildFailed, match=r"(?s)it ended.*status 7.*why") as failed:
         heard.extend(child.events(30.0))
     assert heard == [{"event": "x", "n": 1}]

@@ -116,7 +116,7 @@ class GossipPort:
     def boundary(self, progress: Progress) -> int:
         """Applies what came, publishes, and returns once the next update may start.
 
-        Returns: updates since fresh news from a neighbour (the staleness of the update that may start now).
+        Returns: updates since fresh news from a neighbour (the staleness of the update that may start now); 0 when nobody could have news.
         Raises: ``Interrupted``, ``NodeError``, ``WorkerFailed``.
         """
         self.progress = progress
@@ -134,7 +134,7 @@ class GossipPort:
                 self._serve_state()
                 decision = self.gate.ask(progress.updates, self._clock())
             self._mailbox.send(GateChanged(False))
-        return self.gate.staleness(progress.updates)
+        return self.gate.staleness(progress.updates) if self.view.eligible else 0
 
     def updated(self) -> None:
         """One more update has been made: the version grows by one."""

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 from zpala.rl.a2c import UpdateStatistics
 
@@ -96,6 +97,7 @@ class Report:
         }
         if self._games:
             row["charts/episodic_return"] = round(self.return_mean, 3)
+            row["charts/episodic_return_median"] = median(r for r, _ in self._games)
             row["charts/episodic_length"] = round(sum(n for _, n in self._games) / len(self._games), 1)
         if self._statistics is not None:
             row.update({f"losses/{name}": value for name, value in self._statistics._asdict().items() if name != "finite"})
