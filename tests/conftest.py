@@ -1,4 +1,4 @@
-"""Every test: one torch thread, and no thread left behind."""
+"""Every test: one torch thread, and no thread left behind. Tests of CUDA run where there is a device."""
 
 from __future__ import annotations
 
@@ -7,8 +7,23 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from zmq.utils import garbage
 
 LEAVE_LIMIT_S = 5.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("cuda") is not None:
+            item.add_marker(pytest.mark.skip(reason="torch finds no CUDA device"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _zero_copy_thread() -> None:
+    """pyzmq frees zero-copy buffers in a thread that lives as long as the process: it belongs to no single test."""
+    garbage.gc.start()
 
 
 @pytest.fixture(autouse=True, scope="session")

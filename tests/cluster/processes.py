@@ -50,10 +50,10 @@ class Process:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_for(self, pattern: str, limit_s: float = LIMIT_S) -> re.Match[str]:
-        """The match in the first line that has ``pattern``, now or within ``limit_s`` seconds."""
+    def wait_for(self, pattern: str, limit_s: float = LIMIT_S, *, after: int = 0) -> re.Match[str]:
+        """The match in the first line that has ``pattern``, now or within ``limit_s`` seconds; the first ``after`` lines do not count."""
         deadline = time.monotonic() + limit_s
-        read = 0
+        read = after
         while True:
             for line in self.lines[read:]:
                 if found := re.search(pattern, line):

@@ -170,7 +170,7 @@ def test_who_leaves_in_order_is_not_missed(processes: Processes, pair: tuple[Pro
     stays.wait_for(r"n1 leaves \(leave\)")
     directory = processes.folder / "run/nodes/n0"
     goes_on_alone(stays, directory)
-    assert "n1 is silent" not in stays.text
+    assert "n1 is dead" not in stays.text
     assert column(directory, "gossip/defects")[-1] == 0
 
 

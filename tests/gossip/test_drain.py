@@ -104,7 +104,9 @@ def test_one_that_finishes_finishes_all() -> None:
     assert cluster.run(20.0, cluster.all_started)
     cluster.run(2.0)
     node = cluster.nodes[2]
+    node.learner.leave_gate()
     node.learner.state = "finished"
+    node.learner.apply_and_publish(waiting=True)
     node.do(node.protocol.on_finished("stop", cluster.now))
     drained(cluster, 12.0)
     assert [node.drained for node in cluster.nodes] == ["drained"] * 4

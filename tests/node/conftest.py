@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
-from zmq.utils import garbage
 
 from zpala.node.sockets import Context, Socket
 from zpala.node.worker import Supervisor
@@ -23,12 +22,6 @@ def terminate(context: Context) -> None:
     helper.start()
     helper.join(LIMIT_S)
     assert not helper.is_alive(), "open sockets remain in the test"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _zero_copy_thread() -> None:
-    """pyzmq frees zero-copy buffers in a thread that lives as long as the process: it belongs to no single test."""
-    garbage.gc.start()
 
 
 @pytest.fixture
