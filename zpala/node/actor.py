@@ -25,6 +25,7 @@ from zpala.node.worker import Supervisor, Worker, WorkerControl
 from zpala.rl.environments import Environments, Episode
 from zpala.rl.rollout import Rollout
 
+ACTOR = "actor"  # names of actors begin with it
 _STEP = struct.Struct("<q")
 _numbers = itertools.count()
 

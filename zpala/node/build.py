@@ -1,0 +1,172 @@
+"""What a node is made of, built from its configuration: network, flat vectors, optimiser, algorithm, actors. Nothing here runs yet.
+
+Also the one list of what all nodes of a run must have equal (design D8), since it names what was built.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from zpala.config import Config
+from zpala.exit_codes import ExitCode
+from zpala.gossip.hosts import HostList
+from zpala.gossip.schema import Schema, TensorEntry
+from zpala.gossip.topology import Topology
+from zpala.node.actor import ACTOR, Actor, ActorGroup, shards
+from zpala.node.errors import NodeError, UsageError
+from zpala.node.sockets import Context
+from zpala.node.weights import Weights
+from zpala.node.worker import Supervisor, WorkerFailed
+from zpala.rl.a2c import A2C, A2CSettings
+from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
+from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import build_network
+from zpala.rl.optimizers import OptimizerSettings, build_optimizer
+from zpala.rl.rollout import Rollout
+from zpala.rl.seeding import environment_seeds, torch_seed
+
+STOP_LIMIT_S = 3.0  # the actors have this long to end
+STEP_LIMIT_S = 60.0  # one step of one group of environments
+
+_log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto``: CUDA when there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise NodeError(
+            f"node.device: {name} was asked for and this machine shows {torch.cuda.device_count()} CUDA device(s). Use --device cpu.",
+            ExitCode.CUDA,
+        )
+    return device
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the learner of one node is made of."""
+
+    algorithm: A2C
+    flat: FlatParameters
+    weights: Weights
+    schema: Schema
+    network: str
+
+
+def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device) -> Parts:
+    """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
+    n, a, o = config.network, config.algorithm, config.optimizer
+    is_image = len(spec.observation_shape) == 3
+    channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
+    try:
+        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last, config.run.seed)
+    except ValueError as error:
+        raise UsageError(f"network: {error}") from error
+    flat = FlatParameters(network, device)
+    optimizer = build_optimizer(
+        OptimizerSettings(
+            name=o.name,
+            alpha=o.alpha,
+            epsilon=o.epsilon,
+            epsilon_inside_root=o.epsilon_inside_root,
+            initial_square_average=o.initial_square_average,
+            beta1=o.beta1,
+            beta2=o.beta2,
+        ),
+        flat.numel,
+        device,
+    )
+    settings = A2CSettings(
+        gamma=a.gamma,
+        entropy_coefficient=a.entropy_coefficient,
+        value_coefficient=a.value_coefficient,
+        max_grad_norm=a.max_grad_norm,
+        clip_rewards=a.clip_rewards,
+        reuse_graph=device.type == "cpu" and is_image if a.reuse_graph == "auto" else a.reuse_graph,
+    )
+    algorithm = A2C(network, flat, optimizer, settings, seed=torch_seed(config.run.seed, line))
+    weights = Weights(flat.parameters, optimizer.state)
+    schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel)
+    return Parts(algorithm, flat, weights, schema, network.describe())
+
+
+def build_actor_groups(
+    config: Config,
+    spec: EnvironmentSpec,
+    context: Context,
+    supervisor: Supervisor,
+    rollout: Rollout,
+    line: int,
+    threads: int,
+    device: torch.device,
+    interrupted: Callable[[], bool],
+) -> list[ActorGroup]:
+    """One group on a CPU, where stepping and acting share the cores; two with an accelerator, so that they overlap."""
+    e, atari = config.environment, config.environment.atari_settings()
+    groups = config.node.groups if isinstance(config.node.groups, int) else (2 if device.type == "cuda" and e.num_envs >= 2 else 1)
+    per_actor = max(1, threads // (groups * config.node.actors))
+    built: list[ActorGroup] = []
+    number = 0
+    for shard_group in shards(e.num_envs, groups, config.node.actors):
+        actors = []
+        for shard in shard_group:
+            seeds = environment_seeds(config.run.seed, line, number, shard.stop - shard.start)
+
+            def make(seeds: list[int] = seeds) -> Environments:
+                return make_environments(e.id, len(seeds), seeds=seeds, num_threads=per_actor, args=e.args, atari=atari)
+
+            actors.append(Actor(context, supervisor, f"{ACTOR} {number}", make, rollout, shard))
+            number += 1
+        built.append(ActorGroup(actors, STEP_LIMIT_S, interrupted))
+    return built
+
+
+def start_actor(actor: Actor) -> None:
+    """Whatever the environments raise before their first step is a failure of the actor."""
+    try:
+        actor.start()
+    except (NodeError, WorkerFailed):
+        raise
+    except Exception as error:
+        raise WorkerFailed(actor.name, f"{type(error).__name__}: {error}") from error
+
+
+def stop_actors(groups: list[ActorGroup]) -> None:
+    """All of them within ``STOP_LIMIT_S``. One that hangs in its environments is left behind: its thread ends with the process."""
+    actors = [actor for group in groups for actor in group.actors]
+    for actor in actors:
+        actor.request_stop()
+    deadline = time.monotonic() + STOP_LIMIT_S
+    for actor in actors:
+        try:
+            actor.join(max(0.0, deadline - time.monotonic()))
+        except WorkerFailed as failed:
+            _log.warning("%s: the process ends without it", failed)
+
+
+def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostList, topology: Topology) -> Mapping[str, str]:
+    """What every node of a run must have equal (design D8); lr, device, num_envs and num_steps need not be."""
+    g = config.gossip
+    return {
+        **spec.agreement(),
+        "network": parts.network,
+        "layout": parts.schema.fingerprint,
+        "algorithm": config.algorithm.name,
+        "optimizer": config.optimizer.name,
+        "wire_dtype": "f32",
+        "gossip": "on" if g.enabled else "off",
+        "mixing_weight": repr(g.mixing_weight),
+        "initial": g.initial,
+        "topology": f"{topology.name} {topology.digest()}",
+        "hosts": f"{len(hosts)} lines {hosts.digest}",
+        "total_env_steps": str(config.run.total_env_steps),
+        "target_return": repr(config.run.target_return),
+        "seed": str(config.run.seed),
+    }

@@ -1,0 +1,77 @@
+"""What a node leaves behind: rows of metrics, the summary of the run, the final checkpoint. Main thread only."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from zpala.config import Config
+from zpala.node.build import Parts
+from zpala.node.learner import Outcome, Row
+from zpala.node.port import GossipPort, Progress
+from zpala.node.report import Report
+from zpala.run_directory import NodeDirectory
+
+
+def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
+    """The cluster's side of a row of metrics of a node that has made ``env_steps``."""
+    view = port.view
+    return {
+        "cluster_env_steps": view.other_env_steps + env_steps,
+        "charts/cluster_SPS": round(view.cluster_rate, 1),
+        "gossip/exchanges": view.exchanges,
+        "gossip/aborted": view.aborted,
+        "gossip/busy": view.busy,
+        "gossip/doubts": view.doubts,
+        "gossip/defects": view.defects,
+        "gossip/rejected": view.rejected,
+        "gossip/averaged": view.averaged,
+        "gossip/live": view.neighbours_live,
+        "gossip/consensus_distance": view.distance,
+        "gossip/exchange_ms_p50": round(1000 * view.exchange_p50_s, 3),
+        "gossip/bytes_sent": view.bytes_sent,
+        "gossip/bytes_received": view.bytes_received,
+        "gossip/gate_wait_s": round(port.gate.waited_s, 3),
+        "gossip/gate_wait_fraction": round(port.gate.waited_s / max(report.elapsed_s(time.monotonic()), 1e-9), 5),
+        "gossip/gate_forced": port.gate.forced,
+        "gossip/gate_holder": ", ".join(str(line) for line in port.gate.holders),
+        "gossip/deltas_applied": port.deltas_applied,
+        "phase": view.phase,
+    }
+
+
+def save_checkpoint(
+    directory: NodeDirectory, config: Config, parts: Parts, port: GossipPort, report: Report, outcome: Outcome | None, progress: Progress
+) -> Path:
+    """Writes the final checkpoint; returns its folder."""
+    state = {
+        "env_steps": progress.env_steps,
+        "cluster_env_steps": port.view.other_env_steps + progress.env_steps,
+        "updates": progress.updates,
+        "version": port.version,
+        "optimizer_steps": port.optimizer_steps,
+        "finish_reason": outcome.reason if outcome is not None else "signal",
+        "drained": port.drained or "",
+        "return_mean": report.return_mean,
+        "return_count": report.return_count,
+        "config": config.to_toml(),
+    }
+    model = {name: view.cpu().numpy() for name, view in parts.flat.named_parameters().items()}
+    optimizer = {slot: vector.detach().cpu().numpy() for slot, vector in parts.weights.optimizer_state.items()}
+    return directory.save_final(model, optimizer, state)
+
+
+def summary_row(name: str, exit_code: int, port: GossipPort, report: Report, outcome: Outcome | None, progress: Progress) -> Row:
+    """How the run ended for this node: the keys of a row of metrics, and exit status, reason and wall time."""
+    return {
+        "node": name,
+        "exit_code": exit_code,
+        "reason": outcome.reason if outcome is not None else "signal",
+        "drained": port.drained or "",
+        "env_steps": progress.env_steps,
+        "updates": progress.updates,
+        "charts/episodic_return": round(report.return_mean, 3),
+        "charts/episodic_return_count": report.return_count,
+        "wall_s": round(report.elapsed_s(time.monotonic()), 3),
+        **gossip_row(port, report, progress.env_steps),
+    }
