@@ -26,7 +26,7 @@ from zpala.gossip import codec
 from zpala.gossip.actions import Action, Dial, Hangup, Log, Payload, SendDown, SendUp, ToLearner
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import AdoptState, CaptureState, DeltaQueued, Drained, Fatal, Published, Start, StateCaptured, View
-from zpala.gossip.exchange import Ending, Step
+from zpala.gossip.exchange_state import Ending, Step
 from zpala.gossip.gate import Closed, Forced, FreshnessGate
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.messages import Data, DownMessage, StateData, UpMessage

@@ -13,7 +13,9 @@ import pytest
 from tests.gossip.memory_cluster import MemoryCluster, full, ring
 from zpala.gossip import exchange as module
 from zpala.gossip.buffers import BufferPool
-from zpala.gossip.exchange import TRANSITIONS, Exchanges, State, Step
+from zpala.gossip.exchange import Exchanges
+from zpala.gossip.exchange_snapshots import Snapshots
+from zpala.gossip.exchange_state import TRANSITIONS, State, Step
 from zpala.gossip.mixing import checksum
 from zpala.gossip.settings import GossipSettings
 
@@ -357,16 +359,16 @@ def test_absurd_snapshots_are_refused(monkeypatch: pytest.MonkeyPatch, what: str
     cluster = started(MemoryCluster(3, 32, periods=0.1))
     liar = cluster.nodes[2]
     before = [node.learner.vector.copy() for node in cluster.nodes]
-    original = Exchanges._describe
+    original = Snapshots._describe
 
-    def describe(self: Exchanges, frozen: int) -> Any:
+    def describe(self: Snapshots, frozen: int) -> Any:
         described = original(self, frozen)
-        if self is liar.exchanges and described is not None:
+        if self is liar.exchanges._snapshots and described is not None:
             self._pool[frozen][:] = value
             return dataclasses.replace(described, checksum=checksum(self._pool[frozen]))
         return described
 
-    monkeypatch.setattr(Exchanges, "_describe", describe)
+    monkeypatch.setattr(Snapshots, "_describe", describe)
     cluster.run(1.5)
     assert sum(node.protocol.metrics()[f"rejected_{counter}"] for node in cluster.nodes) > 0
     for node in cluster.nodes[:2]:

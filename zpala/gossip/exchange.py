@@ -1,7 +1,9 @@
 """The lock between two nodes: one exchange at a time, applied by both sides or by neither. Pure; runs in the proxy thread.
 
-Owns the slot (the one exchange that this node is in), the exchanges in doubt, and the memory of how exchanges ended. It takes and gives
-back pool buffers, freezes the shadow and queues deltas to the learner; it never chooses a partner and never decides that it is time.
+Owns the slot (the one exchange that this node is in) and the exchanges in doubt. It takes and gives back pool buffers and queues deltas to
+the learner; it never chooses a partner and never decides that it is time. Beside it: what an exchange is (``exchange_state``), its
+arithmetic (``exchange_snapshots``), what is said (``exchange_sender``), how exchanges ended (``exchange_outcomes``). Long because the
+argument below speaks of every step in it, and can be checked against one text.
 
 Messages of one exchange, I the initiator and R the responder (design §5, reliability §2.6)::
 
@@ -23,23 +25,23 @@ OK as long as it remembers (2 x ``keep_s``). B, having said OK, leaves ENGAGED o
 from __future__ import annotations
 
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum, auto
 
-from zpala.gossip.actions import Outbox, Payload, SendDown, SendUp
+from zpala.gossip.actions import Outbox
 from zpala.gossip.buffers import BufferPool, Vector
 from zpala.gossip.events import DeltaQueued
+from zpala.gossip.exchange_outcomes import Outcomes
+from zpala.gossip.exchange_sender import Sender
+from zpala.gossip.exchange_snapshots import Snapshots
+from zpala.gossip.exchange_state import TRANSITIONS, Ending, Exchange, State, Step
 from zpala.gossip.membership import Member
-from zpala.gossip.messages import Abort, Accept, Busy, Data, ExchangeId, Fetch, Offer, Ok, SnapshotDescription
-from zpala.gossip.mixing import Guard, checksum, delta_into, relative_distance, square_norm
+from zpala.gossip.messages import Abort, Accept, Busy, Data, ExchangeId, Fetch, Offer, Ok
+from zpala.gossip.mixing import Guard
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.shadow import Shadow
 
 MAX_DOUBTS = 4  # at most one per peer
-OUTCOMES_MAX = 16_384
 SMALL_BYTES = 256 * 1024  # below, the initiator waits for the responder's data before it sends its own (one message less)
 DURATIONS = 64
 FIRST_DURATION_S = 0.01  # taken for the median before there is one
@@ -68,83 +70,6 @@ COUNTERS = (
 )
 
 
-class State(Enum):
-    """Of one exchange, on one side."""
-
-    OFFERED = auto()
-    ENGAGED = auto()
-    DOUBT = auto()
-    APPLIED = auto()
-    ABORTED = auto()
-
-
-class Step(Enum):
-    """What can happen to an exchange."""
-
-    ACCEPTED = auto()  # the peer is locked in
-    REFUSED = auto()  # BUSY
-    CROSSED = auto()  # I gave way to an initiator with a lower line
-    PEER_ABORTED = auto()
-    FENCED = auto()  # the peer is another process now, or left before it could know
-    BAD_DATA = auto()
-    GAVE_UP = auto()  # a deadline before my own OK
-    PARKED = auto()  # a deadline after my own OK
-    COMPLETED = auto()  # data and the peer's OK
-    EXPIRED = auto()  # in doubt for keep_s
-
-
-TRANSITIONS: dict[tuple[State, Step], State] = {
-    (State.OFFERED, Step.ACCEPTED): State.ENGAGED,
-    (State.OFFERED, Step.REFUSED): State.ABORTED,
-    (State.OFFERED, Step.CROSSED): State.ABORTED,
-    (State.OFFERED, Step.PEER_ABORTED): State.ABORTED,
-    (State.OFFERED, Step.FENCED): State.ABORTED,
-    (State.OFFERED, Step.GAVE_UP): State.ABORTED,
-    (State.ENGAGED, Step.PEER_ABORTED): State.ABORTED,
-    (State.ENGAGED, Step.FENCED): State.ABORTED,
-    (State.ENGAGED, Step.BAD_DATA): State.ABORTED,
-    (State.ENGAGED, Step.GAVE_UP): State.ABORTED,
-    (State.ENGAGED, Step.PARKED): State.DOUBT,
-    (State.ENGAGED, Step.COMPLETED): State.APPLIED,
-    (State.DOUBT, Step.PEER_ABORTED): State.ABORTED,
-    (State.DOUBT, Step.FENCED): State.ABORTED,
-    (State.DOUBT, Step.EXPIRED): State.ABORTED,
-    (State.DOUBT, Step.COMPLETED): State.APPLIED,
-}
-
-
-@dataclass(slots=True, eq=False)
-class Exchange:
-    """One side of one exchange. ``own`` and ``theirs`` are pool buffers held by it; ``theirs`` becomes the delta once data are valid."""
-
-    xid: ExchangeId
-    peer: Member
-    state: State
-    own: int
-    theirs: int
-    mine: SnapshotDescription
-    final: bool  # both nodes were finished when it was frozen: counts for the drain
-    started_at: float
-    deadline: float
-    retransmit_at: float
-    peer_version: int = -1
-    has_data: bool = False
-    ok_sent: bool = False  # from here on, no ABORT
-    ok_received: bool = False
-    data_sent: bool = False
-    distance: float = math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an exchange left the slot or the doubts: for the protocol's bookkeeping."""
-
-    exchange: Exchange
-    step: Step
-    code: str  # of an ABORT or BUSY, else ""
-    late: bool  # it had been in doubt
-
-
 class Exchanges:
     """All exchanges of one node. ``ended`` is called once per exchange that ends, after its buffers have been given back."""
 
@@ -157,7 +82,6 @@ class Exchanges:
         shadow: Shadow,
         guard: Guard,
         settings: GossipSettings,
-        rng: random.Random,
         outbox: Outbox,
         ended: Callable[[Ending, float], None],
     ) -> None:
@@ -169,15 +93,14 @@ class Exchanges:
         self._nbytes = nbytes
         self._pool = pool
         self._shadow = shadow
-        self._guard = guard
         self._settings = settings
-        self._rng = rng
         self._out = outbox
         self._ended = ended
         self._number = 0
-        self._outcomes: dict[ExchangeId, tuple[State, float]] = {}
+        self._sender = Sender(outbox)
+        self._snapshots = Snapshots(nbytes, pool, shadow, guard, settings.mixing_weight)
+        self._outcomes = Outcomes(settings.keep_s)
         self._durations: deque[float] = deque(maxlen=DURATIONS)
-        self._described: tuple[int, SnapshotDescription | None] = (-1, None)  # of a shadow revision; None: not finite
 
     # ---- what the protocol asks -------------------------------------------------------------------------------------------------------
 
@@ -190,6 +113,11 @@ class Exchanges:
             and not self._shadow.full
             and self._pool.free >= 2  # one to freeze into, one to receive into
         )
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is open, not even a doubt."""
+        return self.current is None and not self.doubts
 
     def in_doubt(self, member: Member) -> bool:
         return any(doubt.peer is member for doubt in self.doubts.values())
@@ -216,15 +144,14 @@ class Exchanges:
             return False
         self._number += 1
         self.counters["offers"] += 1
-        self._up(member, Offer(session=member.session_out, xid=xid, snapshot=exchange.mine))
+        self._sender.offer(exchange)
         return True
 
     def _freeze(self, xid: ExchangeId, member: Member, state: State, final: bool, now: float, limit_s: float) -> Exchange | None:
         own, theirs = self._pool.take(), self._pool.take()
         if own is None or theirs is None:
             raise ValueError("no buffers: can_start was not asked")
-        self._shadow.freeze_into(self._pool[own])
-        mine = self._describe(own)
+        mine = self._snapshots.freeze(own)
         if mine is None:
             self.counters["own_nonfinite"] += 1
             self._pool.release(theirs)
@@ -244,19 +171,6 @@ class Exchanges:
         )
         return self.current
 
-    def _describe(self, frozen: int) -> SnapshotDescription | None:
-        """Of a buffer just frozen. The shadow is often frozen again unchanged (after BUSY), so the last description is kept."""
-        revision, described = self._described
-        if revision != self._shadow.revision:
-            norm = square_norm(self._pool[frozen])
-            described = None
-            if math.isfinite(norm):
-                described = SnapshotDescription(
-                    version=self._shadow.version, nbytes=self._nbytes, checksum=checksum(self._pool[frozen]), square_norm=norm
-                )
-            self._described = (self._shadow.revision, described)
-        return described
-
     # ---- messages ---------------------------------------------------------------------------------------------------------------------
 
     def on_offer(self, member: Member, message: Offer, refusal: str | None, final: bool, now: float) -> None:
@@ -264,14 +178,14 @@ class Exchanges:
         xid = message.xid
         current = self.current
         if current is not None and current.xid == xid:
-            self._accept(current)
+            self._sender.accept(current)
             return
         if xid in self.doubts:
             return
-        outcome = self._outcome(xid, now)
+        outcome = self._outcomes.get(xid, now)
         if outcome is not None:
             if outcome is State.ABORTED:
-                self._abort_unknown(member, xid)
+                self._sender.abort(member, xid, "unknown")
             return
         if refusal is None and member.session_out is None:
             refusal = "not_running"
@@ -282,19 +196,18 @@ class Exchanges:
             refusal = self._refusal(member)
         if refusal is None and message.snapshot.nbytes != self._nbytes:
             self.counters["rejected_size"] += 1
-            self._up_abort(member, xid, "size")
+            self._sender.abort(member, xid, "size")
             return
         exchange = None
         if refusal is None:
             exchange = self._freeze(xid, member, State.ENGAGED, final, now, self._settings.exchange_timeout_s)
         if exchange is None:
             self.counters["busy_sent"] += 1
-            if member.link is not None:
-                self._out.add(SendDown(member.link, Busy(session=member.session_in, xid=xid, reason=refusal or "not_running")))
+            self._sender.busy(member, xid, refusal or "not_running")
             return
         exchange.peer_version = message.snapshot.version
         self.counters["accepts"] += 1
-        self._accept(exchange)
+        self._sender.accept(exchange)
         self._send_data(exchange)
 
     def _refusal(self, member: Member) -> str | None:
@@ -308,11 +221,6 @@ class Exchanges:
             return "deltas"
         return None if self._pool.free >= 2 else "buffers"
 
-    def _accept(self, exchange: Exchange) -> None:
-        peer = exchange.peer
-        if peer.link is not None:
-            self._out.add(SendDown(peer.link, Accept(session=peer.session_in, xid=exchange.xid, snapshot=exchange.mine)))
-
     def on_busy(self, member: Member, message: Busy, now: float) -> None:
         current = self._find_current(member, message.xid)
         if current is not None and current.state is State.OFFERED:
@@ -323,8 +231,8 @@ class Exchanges:
     def on_accept(self, member: Member, message: Accept, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcome(message.xid, now) is not State.APPLIED:
-                self._abort_unknown(member, message.xid)
+            if self._outcomes.get(message.xid, now) is not State.APPLIED:
+                self._sender.abort(member, message.xid, "unknown")
         elif exchange.state is State.OFFERED:
             self._engage(exchange, message.snapshot.version, now)
             if self._nbytes > SMALL_BYTES:
@@ -340,8 +248,8 @@ class Exchanges:
     def on_fetch(self, member: Member, message: Fetch, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcome(message.xid, now) is not State.APPLIED:
-                self._abort_unknown(member, message.xid)
+            if self._outcomes.get(message.xid, now) is not State.APPLIED:
+                self._sender.abort(member, message.xid, "unknown")
         else:
             if exchange.state is State.OFFERED:  # the ACCEPT was lost
                 self._engage(exchange, exchange.peer_version, now)
@@ -362,7 +270,7 @@ class Exchanges:
         if not exchange.has_data:
             if exchange.state is State.OFFERED:  # the ACCEPT was lost
                 self._engage(exchange, message.snapshot.version, now)
-            code = self._judge(exchange, message.snapshot, payload_nbytes)
+            code = self._snapshots.judge(exchange, message.snapshot, payload_nbytes)
             if code is not None:
                 self.counters[f"rejected_{code}"] += 1
                 self._abort(exchange, Step.BAD_DATA, code, now)
@@ -379,26 +287,13 @@ class Exchanges:
         if exchange.ok_received:
             self._complete(exchange, now)
 
-    def _judge(self, exchange: Exchange, theirs: SnapshotDescription, payload_nbytes: int | None) -> str | None:
-        """None and the delta in place when the data are good, else the code of the refusal."""
-        own, peer = self._pool[exchange.own], self._pool[exchange.theirs]
-        if payload_nbytes != self._nbytes or theirs.nbytes != self._nbytes:
-            return "size"
-        if checksum(peer) != theirs.checksum:
-            return "checksum"
-        norm = square_norm(peer)
-        square_distance = delta_into(peer, own, self._settings.mixing_weight, out=peer)
-        exchange.distance = relative_distance(exchange.mine.square_norm, norm, square_distance)
-        exchange.peer_version = theirs.version
-        return self._guard.verdict(exchange.mine.square_norm, norm, square_distance)
-
     def on_ok(self, member: Member, message: Ok, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcome(message.xid, now) is not State.APPLIED:
-                self._abort_unknown(member, message.xid)
-            elif message.ask and member.session_out is not None:
-                self._up(member, Ok(session=member.session_out, xid=message.xid))
+            if self._outcomes.get(message.xid, now) is not State.APPLIED:
+                self._sender.abort(member, message.xid, "unknown")
+            elif message.ask:
+                self._sender.ok(member, message.xid, ask=False)
             return
         if exchange.state is State.OFFERED:  # its OK overtook its DATA and ACCEPT on the other connection
             self._engage(exchange, exchange.peer_version, now)
@@ -413,7 +308,7 @@ class Exchanges:
         exchange = self._find(member, message.xid)
         if exchange is not None:
             self._close(exchange, Step.PEER_ABORTED, message.code, now)
-        elif self._outcome(message.xid, now) is State.APPLIED:
+        elif self._outcomes.get(message.xid, now) is State.APPLIED:
             self.counters["abort_after_applied"] += 1  # a peer that keeps the rules never does this
 
     # ---- time and loss ----------------------------------------------------------------------------------------------------------------
@@ -440,16 +335,15 @@ class Exchanges:
             self._abort(exchange, Step.GAVE_UP, "timeout", now)
 
     def _retransmit(self, exchange: Exchange) -> None:
-        peer = exchange.peer
-        if peer.session_out is None:
+        if exchange.peer.session_out is None:
             return
         self.counters["retransmits"] += 1
         if exchange.state is State.OFFERED:
-            self._up(peer, Offer(session=peer.session_out, xid=exchange.xid, snapshot=exchange.mine))
+            self._sender.offer(exchange)
         elif exchange.has_data:
             self._send_ok(exchange, ask=True)
         else:
-            self._up(peer, Fetch(session=peer.session_out, xid=exchange.xid))
+            self._sender.fetch(exchange)
 
     def fence(self, member: Member, now: float) -> None:
         """The process that these exchanges were with is gone."""
@@ -482,7 +376,7 @@ class Exchanges:
         late = exchange.state is State.DOUBT
         self._move(exchange, Step.COMPLETED)
         self._drop(exchange)
-        self._remember(exchange, now)
+        self._outcomes.remember(exchange, now)
         self._pool.release(exchange.own)
         sequence = self._shadow.queue(exchange.theirs)
         self.counters["applied_late" if late else "applied"] += 1
@@ -505,7 +399,7 @@ class Exchanges:
         """End it from my side and say so. Never after my own OK: the peer may have applied."""
         if exchange.ok_sent:
             raise ValueError(f"abort of {exchange.xid} after OK")
-        self._up_abort(exchange.peer, exchange.xid, code)
+        self._sender.abort(exchange.peer, exchange.xid, code)
         self._close(exchange, step, code, now)
 
     def _close(self, exchange: Exchange, step: Step, code: str, now: float) -> None:
@@ -514,7 +408,7 @@ class Exchanges:
         self._drop(exchange)
         if engaged:
             self.counters["aborted"] += 1
-            self._remember(exchange, now)
+            self._outcomes.remember(exchange, now)
         self._pool.release(exchange.theirs)
         self._pool.release(exchange.own)
         self._ended(Ending(exchange, step, code, late), now)
@@ -528,20 +422,7 @@ class Exchanges:
         else:
             del self.doubts[exchange.xid]
 
-    def _remember(self, exchange: Exchange, now: float) -> None:
-        self._outcomes[exchange.xid] = (exchange.state, now)
-        horizon = now - 2 * self._settings.keep_s
-        while len(self._outcomes) > 1:
-            oldest = next(iter(self._outcomes))
-            if self._outcomes[oldest][1] >= horizon and len(self._outcomes) <= OUTCOMES_MAX:
-                break
-            del self._outcomes[oldest]
-
-    def _outcome(self, xid: ExchangeId, now: float) -> State | None:
-        state, at = self._outcomes.get(xid, (None, now))
-        return state if now - at <= 2 * self._settings.keep_s else None
-
-    # ---- sending ----------------------------------------------------------------------------------------------------------------------
+    # ---- finding and sending -----------------------------------------------------------------------------------------------------------
 
     def _open(self) -> Iterator[Exchange]:
         if self.current is not None:
@@ -556,30 +437,15 @@ class Exchanges:
         exchange = self._find_current(member, xid) or self.doubts.get(xid)
         return exchange if exchange is not None and exchange.peer is member else None
 
-    def _up(self, member: Member, message: Offer | Fetch | Ok | Abort) -> None:
-        self._out.add(SendUp(member.line, message))
-
     def _send_ok(self, exchange: Exchange, ask: bool) -> None:
         exchange.ok_sent = True
-        if exchange.peer.session_out is not None:
-            self._up(exchange.peer, Ok(session=exchange.peer.session_out, xid=exchange.xid, ask=ask))
+        self._sender.ok(exchange.peer, exchange.xid, ask)
 
     def _send_data(self, exchange: Exchange) -> None:
         """My frozen snapshot, with my OK when I hold the peer's. Without a link nothing is sent: the peer will FETCH."""
-        peer = exchange.peer
         if exchange.has_data:
             exchange.ok_sent = True  # even if it cannot be sent now: OK(ask) will be
-        if peer.link is None:
-            return
-        exchange.data_sent = True
-        self._pool.send(exchange.own)
-        self.counters["bytes_sent"] += self._nbytes
-        message = Data(session=peer.session_in, xid=exchange.xid, snapshot=exchange.mine, ok=exchange.has_data)
-        self._out.add(SendDown(peer.link, message, Payload("buffer", exchange.own)))
-
-    def _up_abort(self, member: Member, xid: ExchangeId, code: str) -> None:
-        if member.session_out is not None:
-            self._up(member, Abort(session=member.session_out, xid=xid, code=code))
-
-    def _abort_unknown(self, member: Member, xid: ExchangeId) -> None:
-        self._up_abort(member, xid, "unknown")
+        if self._sender.data(exchange):
+            exchange.data_sent = True
+            self._pool.send(exchange.own)
+            self.counters["bytes_sent"] += self._nbytes

@@ -33,7 +33,8 @@ from zpala.gossip.budget import BudgetCounter
 from zpala.gossip.buffers import BufferPool, Vector
 from zpala.gossip.drain import Drain
 from zpala.gossip.events import Drained, Fatal, Published, Start, StateCaptured, View
-from zpala.gossip.exchange import Ending, Exchanges, Step
+from zpala.gossip.exchange import Exchanges
+from zpala.gossip.exchange_state import Ending, Step
 from zpala.gossip.fields import clip
 from zpala.gossip.hosts import HostList
 from zpala.gossip.membership import ACTIVE, ENDED, FORMING, Liveness, Member, Membership, Phase
@@ -181,7 +182,6 @@ class Protocol:
             shadow=self._shadow,
             guard=Guard(settings.max_norm_ratio, settings.max_distance),
             settings=settings,
-            rng=rng,
             outbox=self._out,
             ended=self._on_ended,
         )

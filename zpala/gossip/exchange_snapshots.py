@@ -1,0 +1,58 @@
+"""The two snapshots of an exchange: my shadow frozen and described, the peer's received, checked and turned into the delta.
+
+Owns the arithmetic on pool buffers and the description of the newest shadow; which buffers, when, and what follows from a refusal is the
+exchange's business. Runs in the proxy thread.
+"""
+
+from __future__ import annotations
+
+import math
+
+from zpala.gossip.buffers import BufferPool
+from zpala.gossip.exchange_state import Exchange
+from zpala.gossip.messages import SnapshotDescription
+from zpala.gossip.mixing import Guard, checksum, delta_into, relative_distance, square_norm
+from zpala.gossip.shadow import Shadow
+
+
+class Snapshots:
+    """``nbytes``: of every vector; ``guard``: what a peer's must satisfy; ``mixing_weight``: w of the delta."""
+
+    def __init__(self, nbytes: int, pool: BufferPool, shadow: Shadow, guard: Guard, mixing_weight: float) -> None:
+        self._nbytes = nbytes
+        self._pool = pool
+        self._shadow = shadow
+        self._guard = guard
+        self._mixing_weight = mixing_weight
+        self._described: tuple[int, SnapshotDescription | None] = (-1, None)  # of a shadow revision; None: not finite
+
+    def freeze(self, buffer: int) -> SnapshotDescription | None:
+        """Copy the shadow to the pool's ``buffer``; None when it is not finite."""
+        self._shadow.freeze_into(self._pool[buffer])
+        return self._describe(buffer)
+
+    def _describe(self, frozen: int) -> SnapshotDescription | None:
+        """Of a buffer just frozen. The shadow is often frozen again unchanged (after BUSY), so the last description is kept."""
+        revision, described = self._described
+        if revision != self._shadow.revision:
+            norm = square_norm(self._pool[frozen])
+            described = None
+            if math.isfinite(norm):
+                described = SnapshotDescription(
+                    version=self._shadow.version, nbytes=self._nbytes, checksum=checksum(self._pool[frozen]), square_norm=norm
+                )
+            self._described = (self._shadow.revision, described)
+        return described
+
+    def judge(self, exchange: Exchange, theirs: SnapshotDescription, payload_nbytes: int | None) -> str | None:
+        """None and the delta in place of the received data when they are good, else the code of the refusal."""
+        own, peer = self._pool[exchange.own], self._pool[exchange.theirs]
+        if payload_nbytes != self._nbytes or theirs.nbytes != self._nbytes:
+            return "size"
+        if checksum(peer) != theirs.checksum:
+            return "checksum"
+        norm = square_norm(peer)
+        square_distance = delta_into(peer, own, self._mixing_weight, out=peer)
+        exchange.distance = relative_distance(exchange.mine.square_norm, norm, square_distance)
+        exchange.peer_version = theirs.version
+        return self._guard.verdict(exchange.mine.square_norm, norm, square_distance)
