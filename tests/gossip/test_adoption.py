@@ -51,7 +51,7 @@ def test_a_late_node_takes_parameters_optimizer_version_counters_and_nonce() -> 
     assert late.learner.view is not None
     total = late.learner.view.cluster_env_steps
     assert abs(total - sum(node.learner.updates for node in cluster.nodes) * 80) < 0.5 / 0.05 * 3 * 80 * 1.5
-    assert late.learner.view.other_env_steps == total - late.protocol._own_env_steps
+    assert late.learner.view.other_env_steps == total - late.protocol._outlook.own_env_steps
 
 
 def test_a_late_node_averages_soon_and_holds_nobody() -> None:

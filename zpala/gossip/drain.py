@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from zpala.gossip.membership import ENDED, Member
+
 
 class Drain:
     """``limit_s``: longest drain; ``close_distance``: relative distance below which a pair counts as equal."""
@@ -34,6 +36,10 @@ class Drain:
     def far(self, neighbours: Collection[int]) -> set[int]:
         """Those of the live neighbours that are not known to be close."""
         return set(neighbours) - self._close
+
+    def close(self, neighbours: Collection[Member]) -> bool:
+        """All live neighbours have finished, and are known to be close."""
+        return all(member.condition.phase in ENDED for member in neighbours) and not self.far({member.line for member in neighbours})
 
     def over(self, now: float) -> bool:
         """The limit has passed."""

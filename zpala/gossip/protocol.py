@@ -1,10 +1,16 @@
 """All decisions of one node's proxy, and nothing else: events go in with the time, a list of actions comes out.
 
 No sockets, no threads, no clock: the proxy (``node/proxy.py``) drives it with real ones, tests and the simulator with virtual ones, and
-the same inputs give the same outputs. Owned here: who gets which message, the phases of the run, heartbeats, the choice of a partner,
-what the learner is told. Left to the parts: the exchange itself (``exchange``), when one may start (``pacing``), sessions
-(``sessions``), what is known of peers (``membership``), start (``barrier``), adoption (``adoption``), end (``drain``).
-Long because it is the one switchboard of all events; each method is short.
+the same inputs give the same outputs. Owned here: which part gets which event, in what order the parts act on it, and when nothing happens
+any more. Left to the parts, each unaware of the others but for what it is handed:
+
+    sessions, membership     who is there                 exchange                the lock between two nodes
+    formation (barrier)      the start of the run         offering (pacing)       when to start one, and with whom
+    adoption                 states given and taken       aftermath, divergence   what follows from how one ended
+    finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
+
+``run`` and ``membership`` are the records that they share; ``neighbourhood`` answers who of the members counts. Long because it is the one
+switchboard of all events; each method is short.
 
 How the proxy uses it::
 
@@ -26,18 +32,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from zpala.gossip import barrier
-from zpala.gossip.actions import Action, Hangup, Outbox, Payload, SendDown, SendUp
+from zpala.gossip.actions import Action, Hangup, Outbox, Payload, SendDown
 from zpala.gossip.adoption import Donor, Joiner
+from zpala.gossip.aftermath import Aftermath
 from zpala.gossip.budget import BudgetCounter
 from zpala.gossip.buffers import BufferPool, Vector
+from zpala.gossip.divergence import Divergence
 from zpala.gossip.drain import Drain
-from zpala.gossip.events import Drained, Fatal, Published, Start, StateCaptured, View
+from zpala.gossip.events import Fatal, Published, StateCaptured
 from zpala.gossip.exchange import Exchanges
-from zpala.gossip.exchange_state import Ending, Step
+from zpala.gossip.exchange_state import Ending
 from zpala.gossip.fields import clip
+from zpala.gossip.finish import Finish
+from zpala.gossip.formation import Formation
+from zpala.gossip.heartbeats import Heartbeats
 from zpala.gossip.hosts import HostList
-from zpala.gossip.membership import ACTIVE, ENDED, FORMING, Liveness, Member, Membership, Phase
+from zpala.gossip.leaving import Leaving
+from zpala.gossip.membership import ACTIVE, ENDED, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import (
     Abort,
     Accept,
@@ -61,40 +72,29 @@ from zpala.gossip.messages import (
     Welcome,
 )
 from zpala.gossip.mixing import Guard
+from zpala.gossip.neighbourhood import Neighbourhood
+from zpala.gossip.offering import Offering
+from zpala.gossip.outlook import Outlook
 from zpala.gossip.pacing import Pacing
-from zpala.gossip.partners import choose
-from zpala.gossip.run import Run, reached
+from zpala.gossip.run import Run
 from zpala.gossip.schema import Schema
 from zpala.gossip.sessions import Sessions
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.shadow import Shadow
 from zpala.gossip.topology import Topology
 
-EXIT_NUMERICAL = 5
-
 BUFFERS_MIN = 12
-AVERAGED_WITHIN_S = 30.0  # "averaged with 3/3" looks back that far
-TICK_S = 0.1  # housekeeping while sessions or the run are being made, and near the end of the budget
-END_IS_NEAR_S = 2.0  # of work left at the cluster's rate: heartbeats come every TICK_S
-STOP_S = 1.0  # a node that leaves alone finishes its exchange within that
-NOT_NOW_S = 0.1  # a peer that said BUSY because its learner lags or has not started is left alone for that long
-NO_NEWS_FIRST_S = 0.002  # urgent offers to a peer that had nothing new: back-off, doubled each time ...
-NO_NEWS_MAX_S = 0.05  # ... up to this
-AVOID_MAX_S = 30.0  # a peer that never answers offers
-DISCOVER_S = 1.5  # whoever does not wait for all looks for a run under way for so long, at least
 SETTLE_MAX = 8  # phases that one event can run through
 COUNTERS = (
     "suspects",
     "dead",
     "left",
-    "left_in_doubt",
     "no_session",
     "stale_session",
     "foreign_offers",
     "foreign_run",
     "bad_frames",
     "links_lost",
-    "diverged",
 )
 
 
@@ -152,13 +152,10 @@ class Protocol:
         self._line = line
         self._hosts = hosts
         self._settings = settings
-        self._own_nonce = nonce
-        self._rng = rng
-        self._target_return = target_return
         self._out = Outbox()
         self._run = Run(since=now)
         self._membership = Membership(line, len(hosts), settings, now)
-        self._neighbours = [member for member in self._membership if member.line in topology.neighbours(line)]
+        self._neighbourhood = Neighbourhood(line, topology, self._membership, self._run)
         self._sessions = Sessions(
             line=line,
             hosts=hosts,
@@ -187,21 +184,65 @@ class Protocol:
         )
         self._joiner = Joiner(state_parts, settings, rng, self._out)
         self._donor = Donor(state_parts, settings, self._out)
+        self._formation = Formation(
+            line=line,
+            hosts=hosts,
+            settings=settings,
+            nonce=nonce,
+            run=self._run,
+            membership=self._membership,
+            joiner=self._joiner,
+            donor=self._donor,
+            outbox=self._out,
+        )
         self._budget = BudgetCounter(budget)
         self._drain = Drain(settings.drain_s, settings.drain_distance)
         self._pacing = Pacing(settings.max_share, rng, now)
+        self._offering = Offering(
+            run=self._run,
+            membership=self._membership,
+            neighbourhood=self._neighbourhood,
+            exchanges=self._exchanges,
+            pacing=self._pacing,
+            drain=self._drain,
+            rng=rng,
+        )
+        self._divergence = Divergence(line, hosts, self._neighbourhood, settings.max_distance, self._out, self._fatal)
+        self._aftermath = Aftermath(
+            line=line,
+            hosts=hosts,
+            offer_timeout_s=settings.offer_timeout_s,
+            run=self._run,
+            membership=self._membership,
+            pacing=self._pacing,
+            drain=self._drain,
+            divergence=self._divergence,
+            outbox=self._out,
+        )
+        self._finish = Finish(self._run, self._neighbourhood, self._budget, target_return)
+        self._leaving = Leaving(
+            enabled=settings.enabled,
+            run=self._run,
+            neighbourhood=self._neighbourhood,
+            drain=self._drain,
+            exchanges=self._exchanges,
+            shadow=self._shadow,
+            sessions=self._sessions,
+            outbox=self._out,
+        )
+        self._heartbeats = Heartbeats(settings.heartbeat_s, self._run, self._membership, self._budget, self._pacing, self._out, now)
+        self._outlook = Outlook(
+            enabled=settings.enabled,
+            run=self._run,
+            neighbourhood=self._neighbourhood,
+            budget=self._budget,
+            exchanges=self._exchanges,
+            donor=self._donor,
+            finish=self._finish,
+            outbox=self._out,
+        )
         self._counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._leading = False
-        self._gate_closed = False
-        self._diverged: set[int] = set()  # lines that were too far off, since the last exchange that was not
         self._halted = False
-        self._stop_at = math.inf
-        self._beat_at = now
-        self._offer_at = math.inf
-        self._look = True  # something may have changed who is eligible or how the run ends
-        self._eligible: tuple[int, ...] = ()
-        self._spent = (now, 0.0)  # when the load was computed last, and the CPU seconds by then
-        self._own_env_steps = 0
         self._now = now
 
     # ---- time -------------------------------------------------------------------------------------------------------------------------
@@ -210,14 +251,14 @@ class Protocol:
         """First call: dials everybody. Alone in the list: starts the run at once."""
         self._run.enter(Phase.WAITING, now)
         self._sessions.start(now)
-        self._beat_at = now + self._settings.heartbeat_s
+        self._heartbeats.postpone(now)
         return self._settle(now)
 
     def on_timer(self, now: float) -> list[Action]:
         """Whatever is due. May be called at any time, also early."""
         if self._begin(now):
             self._exchanges.on_timer(now)
-            if now >= self._beat_at:
+            if now >= self._heartbeats.due_at:
                 self._beat(now)
             self._sessions.on_timer(now)
         return self._settle(now)
@@ -226,15 +267,14 @@ class Protocol:
         """When ``on_timer`` must be called at the latest, absolute, in the clock of ``now``; inf after the end."""
         if self._halted or self._run.phase is Phase.LEAVING:
             return math.inf
-        due = min(self._beat_at, self._sessions.deadline(), self._exchanges.deadline(), self._offer_at, self._stop_at)
-        if self._run.phase in (Phase.WAITING, Phase.STARTING, Phase.READY, Phase.JOINING):
-            for limit_s in (DISCOVER_S, self._settings.start_timeout_s):
-                if self._run.since + limit_s > self._now:
-                    due = min(due, self._run.since + limit_s)
-            due = min(due, self._joiner.deadline())
-        if self._drain.until is not None:
-            due = min(due, self._drain.until)
-        return due
+        return min(
+            self._heartbeats.due_at,
+            self._sessions.deadline(),
+            self._exchanges.deadline(),
+            self._offering.due_at,
+            self._leaving.deadline(),
+            self._formation.deadline(self._now),
+        )
 
     def _begin(self, now: float) -> bool:
         """Every event passes here first; False: this node is out of the game."""
@@ -243,7 +283,7 @@ class Protocol:
             return False
         if self._membership.observe(now):
             self._out.log("warning", "this process was paused or very slow; nobody is blamed for the silence")
-            self._look = True
+            self._run.changed = True
         return True
 
     def _settle(self, now: float) -> list[Action]:
@@ -252,42 +292,37 @@ class Protocol:
         if not self._halted and self._run.phase is not Phase.LEAVING:
             for _ in range(SETTLE_MAX):
                 before = self._run.phase
-                self._form(now)
+                self._formation.step(now)
                 if self._run.phase is before:
                     break
             if self._run.active:
-                self._check_end()
+                self._finish.check()
                 self._offer(now)
-                self._check_drained(now)
-            self._check_stop(now)
+                self._leaving.check_drained(now)
+            self._leaving.check_stop(now)
             if self._run.announce:
                 self._beat(now)
-            elif self._look:
-                self._look = False
-                if self._eligible_now(now) != self._eligible:
-                    self._send_view(now)
+            elif self._run.changed:
+                self._run.changed = False
+                if self._outlook.changed(now):
+                    self._outlook.send(now)
         return self._out.take()
 
     def _beat(self, now: float) -> None:
         """Heartbeats to everybody, judgement of their silence, and a view to the learner."""
         for change in self._membership.judge(now):
             self._on_transition(change.member, change.after, now)
-        near_end = self._run.active and self._budget.remaining() < END_IS_NEAR_S * self._budget.rate(now)
-        self._beat_at = now + (min(TICK_S, self._settings.heartbeat_s) if near_end else self._settings.heartbeat_s)
-        self._run.announce = False
-        since, spent_s = self._spent
-        if now > since:
-            self._run.load = max(0.0, (self._pacing.spent_s - spent_s) / (now - since))
-            self._spent = (now, self._pacing.spent_s)
-        condition, counters = self._run.condition(), self._budget.entries()
-        for member in self._membership:
-            if member.session_out is not None:
-                heartbeat = Heartbeat(session=member.session_out, nonce=self._run.nonce, condition=condition, counters=counters)
-                self._out.add(SendUp(member.line, heartbeat))
-        self._send_view(now)
+        self._heartbeats.send(now)
+        self._outlook.send(now)
+
+    def _offer(self, now: float) -> None:
+        if self._settings.enabled and not self._leaving.stopping:
+            self._offering.offer(self._sessions.incarnation, now)
+        else:
+            self._offering.rest()
 
     def _on_transition(self, member: Member, after: Liveness, now: float) -> None:
-        self._look = True
+        self._run.changed = True
         name = self._hosts[member.line].name
         if after is Liveness.DEAD:
             self._counters["dead"] += 1
@@ -297,6 +332,13 @@ class Protocol:
             self._counters["suspects"] += 1
             self._out.log("info", f"{name} is silent")
             self._exchanges.silent(member, now)
+
+    def _fatal(self, exit_code: int, text: str) -> None:
+        """This node must stop: it says so to its learner and its peers, and does nothing more."""
+        if not self._halted:
+            self._halted = True
+            self._sessions.leave("fatal")
+            self._out.learner(Fatal(exit_code=exit_code, text=text))
 
     # ---- from the network -------------------------------------------------------------------------------------------------------------
 
@@ -334,7 +376,7 @@ class Protocol:
         elif isinstance(message, Abort):
             self._exchanges.on_abort(member, message, now)
         elif isinstance(message, StateRequest):
-            if self._run.active or self._run.phase is Phase.READY or self._leading:
+            if self._formation.gives_state:
                 self._donor.on_request(member, self._run.nonce, self._budget.entries(), now)
         elif isinstance(message, StateFetch):
             self._donor.on_fetch(member, message, self._run.nonce, self._budget.entries(), now)
@@ -347,7 +389,7 @@ class Protocol:
             self._counters["foreign_run"] += 1
             return
         if self._budget.merge(message.counters):
-            self._look = True
+            self._run.changed = True
         self._learn(member, message.condition, message.nonce, now)
 
     def _on_leave(self, member: Member, reason: str, now: float) -> None:
@@ -356,7 +398,16 @@ class Protocol:
         self._exchanges.let_go(member, now)
         self._membership.left(member)
         self._out.add(Hangup(member.line))
-        self._look = True
+        self._run.changed = True
+
+    def _refusal(self, member: Member, now: float) -> str | None:
+        """Why an offer of ``member`` is not even looked at."""
+        if self._run.phase is Phase.LEAVING or self._leaving.stopping:
+            return "leaving"
+        same_run = self._run.active and member.nonce == self._run.nonce and self._settings.enabled
+        if not same_run or now < member.quarantined_until or member not in self._neighbourhood:
+            return "not_running"
+        return None
 
     def receive_buffer(self, line: int, message: DownMessage) -> Vector | None:
         """Where the payload of ``message`` (DATA, STATE_DATA) belongs, f32[numel]; None: read it away and report its size all the same."""
@@ -425,7 +476,7 @@ class Protocol:
                 self._counters["links_lost"] += outbound.session_out is not None
                 self._sessions.lost(outbound, now)
                 self._exchanges.unreachable(outbound, now)
-            self._look = True
+            self._run.changed = True
         return self._settle(now)
 
     def on_sent(self, payload: Payload, now: float) -> list[Action]:
@@ -445,20 +496,23 @@ class Protocol:
     def _hear(self, member: Member, now: float) -> None:
         before = self._membership.heard(member, now)
         if before is Liveness.SUSPECT or before is Liveness.DEAD or before is Liveness.UNKNOWN:
-            self._look = True
+            self._run.changed = True
             if before is not Liveness.SUSPECT:
                 self._out.log("info", f"{self._hosts[member.line].name} is there")
 
     def _learn(self, member: Member, condition: Condition, nonce: bytes, now: float) -> None:
         self._membership.learn(member, condition, nonce, now)
-        self._look = True
+        self._run.changed = True
 
     def _on_renewed(self, member: Member, now: float) -> None:
         self._out.log("info", f"{self._hosts[member.line].name} has restarted")
         self._exchanges.fence(member, now)
         self._drain.forget(member.line)
-        self._diverged.discard(member.line)
-        self._look = True
+        self._divergence.forget(member.line)
+        self._run.changed = True
+
+    def _on_ended(self, ending: Ending, now: float) -> None:
+        self._aftermath.on_ended(ending, self._exchanges.median_s(), now)
 
     # ---- from the learner -------------------------------------------------------------------------------------------------------------
 
@@ -469,14 +523,14 @@ class Protocol:
             self._run.published = published
             self._run.version = published.version
             self._budget.set_own(self._line, self._sessions.incarnation, published.env_steps)
-            self._own_env_steps = max(self._own_env_steps, published.env_steps)
+            self._outlook.published(published.env_steps)
             self._pacing.published()
-            self._look = True
+            self._run.changed = True
         return self._settle(now)
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
         """The learner waits in the gate (True), or no longer (False). While it waits, offers are urgent."""
-        self._gate_closed = closed
+        self._run.gate_closed = closed
         self._begin(now)
         return self._settle(now)
 
@@ -487,19 +541,16 @@ class Protocol:
         """
         if self._begin(now) and self._run.phase is Phase.RUNNING:
             self._run.finish_reason = self._run.finish_reason or reason
-            self._gate_closed = False
-            self._run.enter(Phase.FINISHED, now)
-            self._drain.begin(now)
+            self._run.gate_closed = False
+            self._leaving.finish(now)
         elif not self._halted and not self._run.active and self._run.phase is not Phase.LEAVING:
-            self._leave(reason, now)  # there was no run yet
+            self._leaving.leave(reason, now)  # there was no run yet
         return self._settle(now)
 
     def on_state_captured(self, captured: StateCaptured, now: float) -> list[Action]:
         """The state parts hold the state asked for by CaptureState."""
-        wanted = self._begin(now) and self._donor.on_captured(captured, self._run.nonce, self._budget.entries(), now)
-        if wanted and self._leading and self._run.phase is Phase.STARTING:
-            self._run.version = captured.version
-            self._run.enter(Phase.READY, now)
+        if self._begin(now) and self._donor.on_captured(captured, self._run.nonce, self._budget.entries(), now):
+            self._formation.captured(captured.version, now)
         return self._settle(now)
 
     def on_adopted(self, now: float) -> list[Action]:
@@ -507,314 +558,16 @@ class Protocol:
         if self._begin(now):
             meta = self._joiner.finish()
             self._budget.merge(meta.counters)
-            self._run.version = meta.version
-            if self._run.phase is Phase.JOINING:
-                self._start_learning(now)
-            elif self._run.phase is Phase.STARTING:
-                self._run.enter(Phase.READY, now)
+            self._formation.adopted(meta.version, now)
         return self._settle(now)
 
     def on_stop(self, now: float) -> list[Action]:
         """Leave alone and soon (a signal): the run of the others goes on. Ends with ``Drained("leave")`` within about a second."""
         if self._begin(now):
-            self._stop_at = min(self._stop_at, now + STOP_S)
+            self._leaving.stop(now)
         return self._settle(now)
 
-    # ---- the run: start, end ----------------------------------------------------------------------------------------------------------
-
-    def _form(self, now: float) -> None:
-        """One step of the start barrier or of joining."""
-        run = self._run
-        if run.phase not in (Phase.WAITING, Phase.STARTING, Phase.READY, Phase.JOINING) or self._joiner.installing or self._donor.capturing:
-            return
-        present = [member for member in self._membership if member.live and member.established]
-        if run.phase is Phase.JOINING or (run.phase is Phase.STARTING and not self._leading):
-            of_run = [member for member in present if member.nonce == run.nonce]
-            if not any(member.condition.phase in (ACTIVE if run.phase is Phase.JOINING else ACTIVE | FORMING) for member in of_run):
-                self._out.log("warning", "nobody of the run is left: waiting again")
-                self._joiner.cancel()
-                run.nonce = b""
-                run.enter(Phase.WAITING, now)
-                return
-            givers = ACTIVE if run.phase is Phase.JOINING else ACTIVE | {Phase.READY}
-            self._joiner.on_timer([member for member in of_run if member.condition.phase in givers], now)
-            if run.phase is Phase.JOINING:
-                return
-        size = len(self._hosts)
-        needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
-        seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
-        patience_over = now >= run.since + self._settings.start_timeout_s
-        if run.phase is Phase.WAITING and now < run.since + DISCOVER_S:  # a run may be under way
-            needed, patience_over = size, False
-        orphaned = not self._leading and now >= run.since + self._settings.dead_s
-        step = barrier.next_step(self._line, run.phase, run.nonce, seen, needed, patience_over, orphaned)
-        if isinstance(step, barrier.Lead):
-            missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
-            self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
-            self._take_run(self._own_nonce, Phase.STARTING, now, lead=True)
-        elif isinstance(step, barrier.TakeOver):
-            self._out.log("warning", f"the leader of run {run.nonce.hex()} is gone: leading it on")
-            self._take_run(run.nonce, Phase.STARTING, now, lead=True)
-        elif isinstance(step, barrier.Follow):
-            self._take_run(step.nonce, Phase.STARTING, now)
-        elif isinstance(step, barrier.Join):
-            self._out.log("info", f"joining run {step.nonce.hex()}, which is under way")
-            self._take_run(step.nonce, Phase.JOINING, now)
-        elif isinstance(step, barrier.Run):
-            self._start_learning(now)
-
-    def _take_run(self, nonce: bytes, phase: Phase, now: float, lead: bool = False) -> None:
-        """Belong to the run ``nonce`` and get its parameters (a leader: give them), unless everybody keeps its own."""
-        self._leading = lead
-        self._run.nonce = nonce
-        self._joiner.cancel()
-        if self._settings.initial == "adopt":
-            self._run.enter(phase, now)
-            if lead:
-                self._donor.capture()
-            else:
-                self._joiner.begin()
-        elif phase is Phase.JOINING:
-            self._start_learning(now)
-        else:
-            self._run.enter(Phase.READY, now)
-
-    def _start_learning(self, now: float) -> None:
-        self._leading = False
-        self._look = True
-        self._donor.outdate()
-        self._run.enter(Phase.RUNNING, now)
-        self._out.learner(Start(version=self._run.version))
-
-    def _of_run(self) -> list[Member]:
-        """Live peers of this run that learn or drain."""
-        return [m for m in self._membership if m.live and m.nonce == self._run.nonce and m.condition.phase in ACTIVE]
-
-    def _check_end(self) -> None:
-        """Has the run a reason to end? A peer's reason is mine too."""
-        run = self._run
-        if run.finish_reason or not self._look:
-            return
-        reasons = [member.condition.finish_reason for member in self._of_run() if member.condition.finish_reason]
-        if self._budget.total() >= self._budget.budget:
-            reasons.append("budget")
-        elif self._all_reached():
-            reasons.append("target")
-        if reasons:
-            run.finish_reason = reasons[0]
-            run.announce = True
-
-    def _all_reached(self) -> bool:
-        conditions = [self._run.condition(), *(member.condition for member in self._of_run())]
-        return all(reached(condition, self._target_return) for condition in conditions)
-
-    def _check_drained(self, now: float) -> None:
-        """Equal to the neighbours: say so, and leave when they are, too.
-
-        A node that left on its own closeness would be left behind by a neighbour that still moves towards others.
-        """
-        if self._run.phase not in ENDED:
-            return
-        if self._drain.over(now):
-            self._leave("timeout", now)
-            return
-        close = self._neighbours_close()
-        if self._run.phase is Phase.DRAINED and not close:
-            self._run.enter(Phase.FINISHED, now)
-        elif self._run.phase is Phase.FINISHED and close and self._settled:
-            self._run.enter(Phase.DRAINED, now)
-        if self._run.phase is Phase.DRAINED and self._settled and self._neighbours_drained():
-            self._leave("drained", now)
-
-    @property
-    def _settled(self) -> bool:
-        """No exchange is open, and the last snapshot contains every delta."""
-        return self._exchanges.current is None and not self._exchanges.doubts and not self._shadow.queued
-
-    def _neighbours_close(self) -> bool:
-        if not self._settings.enabled:
-            return True
-        live = self._live_neighbours()
-        return all(member.condition.phase in ENDED for member in live) and not self._drain.far({m.line for m in live})
-
-    def _neighbours_drained(self) -> bool:
-        return not self._settings.enabled or all(member.condition.phase == Phase.DRAINED for member in self._live_neighbours())
-
-    def _live_neighbours(self) -> list[Member]:
-        return [member for member in self._of_run() if member in self._neighbours]
-
-    def _check_stop(self, now: float) -> None:
-        if self._stop_at < math.inf and self._run.phase is not Phase.LEAVING:
-            idle = self._exchanges.current is None and not self._exchanges.doubts
-            if idle or now >= self._stop_at:
-                self._leave("leave", now)
-
-    def _leave(self, reason: str, now: float) -> None:
-        """LEAVE to everybody; what is still in doubt stays so and is counted."""
-        self._exchanges.withdraw("leaving", now)
-        self._counters["left_in_doubt"] += len(self._exchanges.doubts) + (self._exchanges.current is not None)
-        self._run.enter(Phase.LEAVING, now)
-        self._run.announce = False
-        self._say_leave(reason)
-        self._out.learner(Drained(reason=reason))
-
-    def _say_leave(self, reason: str) -> None:
-        for member in self._membership:
-            if member.session_out is not None:
-                self._out.add(SendUp(member.line, Leave(session=member.session_out, incarnation=self._sessions.incarnation, reason=reason)))
-
-    def _fatal(self, exit_code: int, text: str) -> None:
-        """This node must stop: it says so to its learner and its peers, and does nothing more."""
-        if not self._halted:
-            self._halted = True
-            self._say_leave("fatal")
-            self._out.learner(Fatal(exit_code=exit_code, text=text))
-
-    # ---- own exchanges ----------------------------------------------------------------------------------------------------------------
-
-    def _refusal(self, member: Member, now: float) -> str | None:
-        """Why an offer of ``member`` is not even looked at."""
-        if self._run.phase is Phase.LEAVING or self._stop_at < math.inf:
-            return "leaving"
-        same_run = self._run.active and member.nonce == self._run.nonce and self._settings.enabled
-        if not same_run or now < member.quarantined_until or member not in self._neighbours:
-            return "not_running"
-        return None
-
-    def _offer(self, now: float) -> None:
-        """Start an exchange if it is time for one; else remember when it may be (``_offer_at``)."""
-        self._offer_at = math.inf
-        if not self._settings.enabled or self._stop_at < math.inf or not self._exchanges.can_start:
-            return
-        draining = self._run.phase in ENDED
-        if not draining and not self._gate_closed and not self._pacing.allows(False, now):
-            self._offer_at = max(now, self._pacing.wake_at(False))
-            return
-        if draining and self._neighbours_close():
-            return  # another exchange could only put off the moment at which nothing is open any more
-        of_run = [m for m in self._neighbours if m.nonce == self._run.nonce and not self._exchanges.in_doubt(m)]
-        possible = [member for member in of_run if self._membership.partner(member, now)]
-        urgent: list[Member] = []
-        if draining:
-            far = self._drain.far({member.line for member in possible})
-            urgent = [member for member in possible if member.line in far and member.condition.phase in ENDED]
-        elif self._gate_closed:
-            urgent = [member for member in possible if member.condition.version > member.mixed_version] or possible
-        candidates = urgent or possible
-        if not candidates:
-            self._offer_at = min((m.avoid_until for m in of_run if m.avoid_until > now), default=math.inf)
-            return
-        if not self._pacing.allows(bool(urgent), now):
-            self._offer_at = max(now, self._pacing.wake_at(bool(urgent)))
-            return
-        by_line = {member.line: member for member in candidates}
-        member = by_line[choose(self._rng, by_line)]
-        final = draining and member.condition.phase in ENDED
-        self._pacing.offered()
-        self._exchanges.offer(member, self._sessions.incarnation, final, now)
-
-    def _on_ended(self, ending: Ending, now: float) -> None:
-        """An exchange of mine or theirs is over."""
-        exchange, member = ending.exchange, ending.exchange.peer
-        own = exchange.xid.line == self._line
-        if ending.step is Step.COMPLETED:
-            self._on_averaged(ending, own, now)
-        elif ending.step is Step.REFUSED:
-            self._pacing.not_taken()
-            self._pacing.busy(self._exchanges.median_s(), now)
-            if ending.code in ("not_running", "leaving", "deltas"):
-                member.avoid_until = now + NOT_NOW_S
-        elif ending.step is Step.BAD_DATA and ending.code != "diverged":
-            self._out.log("warning", f"a snapshot of {self._hosts[member.line].name} was refused: {ending.code}")
-            if self._membership.strike(member, now):
-                self._out.log("error", f"{self._hosts[member.line].name} sent bad snapshots again and again: quarantined")
-        elif ending.code == "diverged":
-            self._on_diverged(ending, now)
-        elif ending.step is Step.EXPIRED:
-            self._out.log("warning", f"an exchange with {self._hosts[member.line].name} stayed in doubt and was given up: one defect")
-        elif own:
-            self._pacing.not_taken()
-            if ending.step is Step.GAVE_UP:
-                member.unanswered += 1
-                limit_s = min(AVOID_MAX_S, self._settings.offer_timeout_s * 2**member.unanswered)
-                member.avoid_until = now + limit_s
-                self._look = True
-
-    def _on_averaged(self, ending: Ending, own: bool, now: float) -> None:
-        exchange, member = ending.exchange, ending.exchange.peer
-        member.averaged_at = now
-        member.strikes = 0
-        self._diverged.clear()
-        if exchange.final and not ending.late:
-            self._drain.exchanged(member.line, exchange.distance)
-        if ending.late:
-            return
-        if exchange.peer_version > member.mixed_version:
-            member.mixed_version = exchange.peer_version
-            member.no_news_wait_s = 0.0
-        elif own and self._gate_closed:
-            member.no_news_wait_s = min(max(2 * member.no_news_wait_s, NO_NEWS_FIRST_S), NO_NEWS_MAX_S)
-            member.avoid_until = now + member.no_news_wait_s
-
-    def _on_diverged(self, ending: Ending, now: float) -> None:
-        """Too far from a peer. Whoever is too far from most of its neighbours has diverged; of two alone, the one with fewer updates."""
-        exchange, member = ending.exchange, ending.exchange.peer
-        self._counters["diverged"] += 1
-        self._diverged.add(member.line)
-        member.avoid_until = now + self._settings.offer_timeout_s
-        live = {peer.line for peer in self._live_neighbours()}
-        mine, theirs = (exchange.mine.version, self._line), (exchange.peer_version, member.line)
-        alone_with_it = len(live) <= 1
-        if mine < theirs if alone_with_it else 2 * len(self._diverged & live) > len(live):
-            names = ", ".join(self._hosts[line].name for line in sorted(self._diverged))
-            self._fatal(
-                EXIT_NUMERICAL,
-                f"this node's parameters are further than gossip.max_distance = {self._settings.max_distance:g} from those of {names}: "
-                "this node has diverged",
-            )
-        else:
-            self._out.log("warning", f"{self._hosts[member.line].name} is further away than gossip.max_distance")
-
     # ---- looking at it ----------------------------------------------------------------------------------------------------------------
-
-    def _eligible_now(self, now: float) -> tuple[int, ...]:
-        if not self._settings.enabled or self._run.phase is not Phase.RUNNING:
-            return ()
-        nonce = self._run.nonce
-        return tuple(member.line for member in self._neighbours if member.nonce == nonce and self._membership.holds_gate(member, now))
-
-    def _send_view(self, now: float) -> None:
-        self._eligible = self._eligible_now(now)
-        members = {member.line: member for member in self._neighbours}
-        of_run = self._of_run()
-        near = self._live_neighbours()
-        counters = self._exchanges.counters
-        total = self._budget.total()
-        self._out.learner(
-            View(
-                eligible=tuple((line, max(members[line].condition.version, members[line].mixed_version, 0)) for line in self._eligible),
-                live=len(of_run),
-                neighbours_live=len(near),
-                averaged=sum(now - member.averaged_at <= AVERAGED_WITHIN_S for member in near),
-                cluster_env_steps=total,
-                other_env_steps=total - self._own_env_steps,
-                cluster_rate=self._budget.rate(now),
-                progress=self._budget.progress(),
-                phase=str(self._run.phase),
-                exchanges=counters["applied"] + counters["applied_late"],
-                aborted=counters["aborted"],
-                busy=counters["busy_received"],
-                doubts=counters["doubts"],
-                defects=counters["defects"],
-                rejected=sum(count for name, count in counters.items() if name.startswith("rejected_")),
-                distance=self._exchanges.last_distance,
-                exchange_p50_s=self._exchanges.median_s(),
-                bytes_sent=counters["bytes_sent"] + self._donor.bytes_sent,
-                bytes_received=counters["bytes_received"],
-                all_reached_target=self._run.active and self._all_reached(),
-                finish_reason=self._run.finish_reason,
-            )
-        )
 
     @property
     def phase(self) -> Phase:
@@ -835,6 +588,8 @@ class Protocol:
             **self._exchanges.counters,
             **self._sessions.counters,
             **self._counters,
+            "left_in_doubt": self._leaving.in_doubt,
+            "diverged": self._divergence.found,
             "pauses": self._membership.pauses,
             "adoption_failures": self._joiner.failures,
             "adoption_rejected": self._joiner.rejected,
@@ -855,7 +610,7 @@ class Protocol:
             "phase": str(self._run.phase),
             "nonce": self._run.nonce.hex(),
             "finish_reason": self._run.finish_reason,
-            "eligible": list(self._eligible),
+            "eligible": list(self._outlook.eligible),
             "peers": [
                 {
                     "line": member.line,

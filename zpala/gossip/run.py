@@ -13,7 +13,10 @@ RETURNS = 100  # games that a mean return is taken over
 
 @dataclass(slots=True)
 class Run:
-    """``announce``: peers and learner are to be told at once, not at the next heartbeat."""
+    """``announce``: peers and learner are to be told at once, not at the next heartbeat.
+
+    ``changed``: something may have changed who is eligible or how the run ends; looked at after the event.
+    """
 
     phase: Phase = Phase.WAITING
     nonce: bytes = b""  # of the run; empty while WAITING
@@ -22,7 +25,9 @@ class Run:
     published: Published | None = None
     load: float = 0.0
     finish_reason: str = ""
+    gate_closed: bool = False  # the learner waits in the gate for news
     announce: bool = False
+    changed: bool = True
     history: list[tuple[Phase, float]] = field(default_factory=list)
 
     def enter(self, phase: Phase, now: float) -> None:

@@ -15,7 +15,7 @@ from zpala.gossip.actions import Dial, Hangup, Outbox, SendDown, SendUp
 from zpala.gossip.fields import clip
 from zpala.gossip.hosts import HostList
 from zpala.gossip.membership import ACTIVE, Liveness, Member, Membership
-from zpala.gossip.messages import PROTOCOL_VERSION, Hello, Nack, Reject, Welcome
+from zpala.gossip.messages import PROTOCOL_VERSION, Hello, Leave, Nack, Reject, Welcome
 from zpala.gossip.run import Run
 from zpala.gossip.settings import GossipSettings
 
@@ -132,6 +132,12 @@ class Sessions:
         member.session_out = None
         member.hello_at = max(member.hello_at, now + HELLO_FIRST_S)
 
+    def leave(self, reason: str) -> None:
+        """LEAVE to everybody with a session: they need not find out by silence."""
+        for member in self._membership:
+            if member.session_out is not None:
+                self._out.add(SendUp(member.line, Leave(session=member.session_out, incarnation=self.incarnation, reason=reason)))
+
     # ---- somebody says HELLO ----------------------------------------------------------------------------------------------------------
 
     def on_hello(self, link: bytes, hello: Hello, now: float) -> Member | None:
@@ -162,20 +168,16 @@ class Sessions:
         self._admit(member, hello.incarnation, now)
         self._session += 1
         session = self._membership.bind(member, link, self._session)
-        self._out.add(
-            SendDown(
-                link,
-                Welcome(
-                    session=session,
-                    node=self._node,
-                    line=self._line,
-                    incarnation=self.incarnation,
-                    version=PROTOCOL_VERSION,
-                    nonce=self._run.nonce,
-                    condition=self._run.condition(),
-                ),
-            )
+        welcome = Welcome(
+            session=session,
+            node=self._node,
+            line=self._line,
+            incarnation=self.incarnation,
+            version=PROTOCOL_VERSION,
+            nonce=self._run.nonce,
+            condition=self._run.condition(),
         )
+        self._out.add(SendDown(link, welcome))
         if member.session_out is None:
             if now - member.dialled_at > REDIAL_AFTER_S:
                 self.redial(member, now)

@@ -1,0 +1,159 @@
+"""The start of a run, carried out: ``barrier`` says what the next step is, this module takes it. Runs in the proxy thread.
+
+Owns whether this node leads the start, and the phases from WAITING to RUNNING. The initial parameters travel by ``adoption``,
+whose messages do not pass here; the end of the run is ``leaving``'s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from zpala.gossip import barrier
+from zpala.gossip.actions import Outbox
+from zpala.gossip.adoption import Donor, Joiner
+from zpala.gossip.events import Start
+from zpala.gossip.hosts import HostList
+from zpala.gossip.membership import ACTIVE, FORMING, Member, Membership, Phase
+from zpala.gossip.run import Run
+from zpala.gossip.settings import GossipSettings
+
+DISCOVER_S = 1.5  # whoever does not wait for all looks for a run under way for so long, at least
+BEFORE_LEARNING = FORMING | {Phase.WAITING, Phase.JOINING}
+
+
+class Formation:
+    """``nonce`` becomes the run's if I lead the start; the other args as for ``Protocol``."""
+
+    def __init__(
+        self,
+        *,
+        line: int,
+        hosts: HostList,
+        settings: GossipSettings,
+        nonce: bytes,
+        run: Run,
+        membership: Membership,
+        joiner: Joiner,
+        donor: Donor,
+        outbox: Outbox,
+    ) -> None:
+        self._line = line
+        self._hosts = hosts
+        self._settings = settings
+        self._own_nonce = nonce
+        self._run = run
+        self._membership = membership
+        self._joiner = joiner
+        self._donor = donor
+        self._out = outbox
+        self._leading = False
+
+    @property
+    def gives_state(self) -> bool:
+        """The state of this node is the run's (or will be, when it leads): whoever asks may have it."""
+        return self._run.active or self._run.phase is Phase.READY or self._leading
+
+    def deadline(self, now: float) -> float:
+        """When patience runs out next, mine or the joiner's; inf once this node learns."""
+        if self._run.phase not in BEFORE_LEARNING:
+            return math.inf
+        due = self._joiner.deadline()
+        for limit_s in (DISCOVER_S, self._settings.start_timeout_s):
+            if self._run.since + limit_s > now:
+                due = min(due, self._run.since + limit_s)
+        return due
+
+    # ---- steps ------------------------------------------------------------------------------------------------------------------------
+
+    def step(self, now: float) -> None:
+        """One step of the start barrier or of joining, unless the learner is busy with a state."""
+        if self._run.phase not in BEFORE_LEARNING or self._joiner.installing or self._donor.capturing:
+            return
+        present = [member for member in self._membership if member.live and member.established]
+        joining = self._run.phase is Phase.JOINING
+        if (joining or (self._run.phase is Phase.STARTING and not self._leading)) and not self._adopt(present, now):
+            return
+        if not joining:
+            self._take(self._next_step(present, now), present, now)
+
+    def _adopt(self, present: Iterable[Member], now: float) -> bool:
+        """Drive the joiner; False and back to WAITING when nobody of the run is left."""
+        run = self._run
+        joining = run.phase is Phase.JOINING
+        of_run = [member for member in present if member.nonce == run.nonce]
+        if not any(member.condition.phase in (ACTIVE if joining else ACTIVE | FORMING) for member in of_run):
+            self._out.log("warning", "nobody of the run is left: waiting again")
+            self._joiner.cancel()
+            run.nonce = b""
+            run.enter(Phase.WAITING, now)
+            return False
+        givers = ACTIVE if joining else ACTIVE | {Phase.READY}
+        self._joiner.on_timer([member for member in of_run if member.condition.phase in givers], now)
+        return True
+
+    def _next_step(self, present: Iterable[Member], now: float) -> barrier.Step:
+        run, size = self._run, len(self._hosts)
+        needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
+        seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
+        patience_over = now >= run.since + self._settings.start_timeout_s
+        if run.phase is Phase.WAITING and now < run.since + DISCOVER_S:  # a run may be under way
+            needed, patience_over = size, False
+        orphaned = not self._leading and now >= run.since + self._settings.dead_s
+        return barrier.next_step(self._line, run.phase, run.nonce, seen, needed, patience_over, orphaned)
+
+    def _take(self, step: barrier.Step, present: Sequence[Member], now: float) -> None:
+        run = self._run
+        if isinstance(step, barrier.Lead):
+            missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
+            self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
+            self._take_run(self._own_nonce, Phase.STARTING, now, lead=True)
+        elif isinstance(step, barrier.TakeOver):
+            self._out.log("warning", f"the leader of run {run.nonce.hex()} is gone: leading it on")
+            self._take_run(run.nonce, Phase.STARTING, now, lead=True)
+        elif isinstance(step, barrier.Follow):
+            self._take_run(step.nonce, Phase.STARTING, now)
+        elif isinstance(step, barrier.Join):
+            self._out.log("info", f"joining run {step.nonce.hex()}, which is under way")
+            self._take_run(step.nonce, Phase.JOINING, now)
+        elif isinstance(step, barrier.Run):
+            self._start_learning(now)
+
+    def _take_run(self, nonce: bytes, phase: Phase, now: float, lead: bool = False) -> None:
+        """Belong to the run ``nonce`` and get its parameters (a leader: give them), unless everybody keeps its own."""
+        self._leading = lead
+        self._run.nonce = nonce
+        self._joiner.cancel()
+        if self._settings.initial == "adopt":
+            self._run.enter(phase, now)
+            if lead:
+                self._donor.capture()
+            else:
+                self._joiner.begin()
+        elif phase is Phase.JOINING:
+            self._start_learning(now)
+        else:
+            self._run.enter(Phase.READY, now)
+
+    def _start_learning(self, now: float) -> None:
+        self._leading = False
+        self._run.changed = True
+        self._donor.outdate()
+        self._run.enter(Phase.RUNNING, now)
+        self._out.learner(Start(version=self._run.version))
+
+    # ---- from the learner -------------------------------------------------------------------------------------------------------------
+
+    def captured(self, version: int, now: float) -> None:
+        """The donor has the state that it asked for: a leader has what the run starts from."""
+        if self._leading and self._run.phase is Phase.STARTING:
+            self._run.version = version
+            self._run.enter(Phase.READY, now)
+
+    def adopted(self, version: int, now: float) -> None:
+        """The learner has installed the run's state."""
+        self._run.version = version
+        if self._run.phase is Phase.JOINING:
+            self._start_learning(now)
+        elif self._run.phase is Phase.STARTING:
+            self._run.enter(Phase.READY, now)

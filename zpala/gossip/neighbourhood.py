@@ -1,0 +1,39 @@
+"""Who of the members counts for what, in the run that this node is in. Answers questions, changes nothing; runs in the proxy thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zpala.gossip.membership import ACTIVE, Member, Membership, Phase
+from zpala.gossip.run import Run
+from zpala.gossip.topology import Topology
+
+
+class Neighbourhood:
+    """The lines that ``topology`` lets ``line`` average with; iterating gives them all, of whatever run, dead or alive."""
+
+    def __init__(self, line: int, topology: Topology, membership: Membership, run: Run) -> None:
+        self._membership = membership
+        self._run = run
+        self._neighbours = [member for member in membership if member.line in topology.neighbours(line)]
+
+    def __iter__(self) -> Iterator[Member]:
+        return iter(self._neighbours)
+
+    def __contains__(self, member: Member) -> bool:
+        return member in self._neighbours
+
+    def of_run(self) -> list[Member]:
+        """Live peers of this run that learn or drain, neighbours or not."""
+        return [m for m in self._membership if m.live and m.nonce == self._run.nonce and m.condition.phase in ACTIVE]
+
+    def live(self) -> list[Member]:
+        """The neighbours among them."""
+        return [member for member in self.of_run() if member in self._neighbours]
+
+    def eligible(self, now: float) -> tuple[Member, ...]:
+        """The neighbours that may hold the gate of this node."""
+        if self._run.phase is not Phase.RUNNING:
+            return ()
+        nonce = self._run.nonce
+        return tuple(member for member in self._neighbours if member.nonce == nonce and self._membership.holds_gate(member, now))

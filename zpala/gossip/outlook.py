@@ -1,0 +1,85 @@
+"""What the learner is told of the cluster: the ``View``. Owns what it was told last; runs in the proxy thread."""
+
+from __future__ import annotations
+
+from zpala.gossip.actions import Outbox
+from zpala.gossip.adoption import Donor
+from zpala.gossip.budget import BudgetCounter
+from zpala.gossip.events import View
+from zpala.gossip.exchange import Exchanges
+from zpala.gossip.finish import Finish
+from zpala.gossip.membership import Member
+from zpala.gossip.neighbourhood import Neighbourhood
+from zpala.gossip.run import Run
+
+AVERAGED_WITHIN_S = 30.0  # "averaged with 3/3" looks back that far
+
+
+class Outlook:
+    """``enabled``: does this node average at all? Without, nobody holds its gate."""
+
+    def __init__(
+        self,
+        *,
+        enabled: bool,
+        run: Run,
+        neighbourhood: Neighbourhood,
+        budget: BudgetCounter,
+        exchanges: Exchanges,
+        donor: Donor,
+        finish: Finish,
+        outbox: Outbox,
+    ) -> None:
+        self.eligible: tuple[int, ...] = ()  # lines, as last told
+        self.own_env_steps = 0
+        self._enabled = enabled
+        self._run = run
+        self._neighbourhood = neighbourhood
+        self._budget = budget
+        self._exchanges = exchanges
+        self._donor = donor
+        self._finish = finish
+        self._out = outbox
+
+    def published(self, env_steps: int) -> None:
+        """The learner's own exact count, this process's share of the cluster's."""
+        self.own_env_steps = max(self.own_env_steps, env_steps)
+
+    def changed(self, now: float) -> bool:
+        """Are others eligible than the learner was told?"""
+        return tuple(member.line for member in self._eligible(now)) != self.eligible
+
+    def _eligible(self, now: float) -> tuple[Member, ...]:
+        return self._neighbourhood.eligible(now) if self._enabled else ()
+
+    def send(self, now: float) -> None:
+        eligible = self._eligible(now)
+        self.eligible = tuple(member.line for member in eligible)
+        near = self._neighbourhood.live()
+        counters = self._exchanges.counters
+        total = self._budget.total()
+        self._out.learner(
+            View(
+                eligible=tuple((member.line, max(member.condition.version, member.mixed_version, 0)) for member in eligible),
+                live=len(self._neighbourhood.of_run()),
+                neighbours_live=len(near),
+                averaged=sum(now - member.averaged_at <= AVERAGED_WITHIN_S for member in near),
+                cluster_env_steps=total,
+                other_env_steps=total - self.own_env_steps,
+                cluster_rate=self._budget.rate(now),
+                progress=self._budget.progress(),
+                phase=str(self._run.phase),
+                exchanges=counters["applied"] + counters["applied_late"],
+                aborted=counters["aborted"],
+                busy=counters["busy_received"],
+                doubts=counters["doubts"],
+                defects=counters["defects"],
+                rejected=sum(count for name, count in counters.items() if name.startswith("rejected_")),
+                distance=self._exchanges.last_distance,
+                exchange_p50_s=self._exchanges.median_s(),
+                bytes_sent=counters["bytes_sent"] + self._donor.bytes_sent,
+                bytes_received=counters["bytes_received"],
+                all_reached_target=self._run.active and self._finish.all_reached(),
+                finish_reason=self._run.finish_reason,
+            )
+        )
