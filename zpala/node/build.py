@@ -60,10 +60,13 @@ class Parts:
     network: str
 
 
-def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device) -> Parts:
+def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device, threads: int) -> Parts:
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
     n, a, o = config.network, config.algorithm, config.optimizer
-    is_image = len(spec.observation_shape) == 3
+    # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
+    # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp is always faster
+    # with a second pass.
+    keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
         network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last, config.run.seed)
@@ -89,7 +92,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
         clip_rewards=a.clip_rewards,
-        reuse_graph=device.type == "cpu" and is_image if a.reuse_graph == "auto" else a.reuse_graph,
+        reuse_graph=keeps_graph if a.reuse_graph == "auto" else a.reuse_graph,
     )
     algorithm = A2C(network, flat, optimizer, settings, seed=torch_seed(config.run.seed, line))
     weights = Weights(flat.parameters, optimizer.state)

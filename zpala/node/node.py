@@ -88,7 +88,7 @@ def _run(
         host = hosts.hosts[claim.line]
         threads = _threads(config, hosts, spec)
         prepare_process(threads)
-        parts = build_parts(config, spec, claim.line, device)
+        parts = build_parts(config, spec, claim.line, device, threads)
         rollout = Rollout(spec, config.algorithm.num_steps, config.environment.num_envs, pinned=device.type == "cuda")
         directory = create_node_directory(run, host.name, config_toml=config.to_toml(), hosts_text=hosts_text)
         stack.callback(lambda: directory.finish(ending.exit_code))
