@@ -171,7 +171,7 @@ def test_guards_can_be_switched_off() -> None:
 def test_no_blas_thread_is_woken() -> None:
     """CPU time of all threads but the caller's, in a fresh process: none for every function here, some for a matrix product."""
     program = textwrap.dedent("""
-        import pathlib, os
+        import os, pathlib, time
         import numpy as np
         from zpala.gossip.mixing import checksum, delta_into, square_distance, square_norm
 
@@ -182,6 +182,11 @@ def test_no_blas_thread_is_woken() -> None:
         own = np.ones(1_693_152, np.float32)
         peer, out = own * 2, own.copy()
         matrix = np.ones((500, 500), np.float32)
+        matrix @ matrix  # the pool exists now; its threads spin for some time before they rest
+        resting_since, last = time.monotonic(), others()[1]
+        while time.monotonic() - resting_since < 0.3:
+            if others()[1] != last:
+                resting_since, last = time.monotonic(), others()[1]
         count, before = others()
         for _ in range(20):
             square_norm(own), square_distance(own, peer), checksum(own), delta_into(peer, own, 0.5, out)

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from zpala.node.errors import NodeError
 from zpala.node.worker import WorkerFailed
 from zpala.run_directory import RunDirectoryError
 
+SAME_SIGNAL_S = 0.5
 EXIT_LIMIT_S = 6.0  # after that the process ends whoever is still there
 
 _log = logging.getLogger(__name__)
@@ -79,13 +81,21 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM set the flag that every wait polls; a second one ends the process at once."""
+    """SIGINT and SIGTERM set the flag that every wait polls; a second one ends the process at once.
+
+    A second one within ``SAME_SIGNAL_S`` is the first one's echo: the kernel repeats a parent's death for every thread that the parent had,
+    and tools signal a process and its group.
+    """
     stop = Stop()
+    first_at = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if stop.signal is not None:
+        nonlocal first_at
+        now = time.monotonic()
+        if stop.signal is None:
+            stop.signal, first_at = number, now
+        elif now - first_at > SAME_SIGNAL_S:
             os._exit(128 + number)
-        stop.signal = number
 
     old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
