@@ -64,7 +64,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
     n, a, o = config.network, config.algorithm, config.optimizer
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
-    # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp is always faster
+    # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
     keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,7 +22,7 @@ from zpala.rl.environments import EnvironmentSpec
 Activation = Literal["tanh", "relu"]
 
 
-class ActorCritic(nn.Module):
+class ActorCritic(nn.Module, ABC):
     """What algorithms call. Subclasses give ``body``: observations [B, ...] -> features f32[B, F].
 
     Args:
@@ -38,8 +39,9 @@ class ActorCritic(nn.Module):
         self.policy = _linear(self._body_size, self.num_actions)
         self.value = _linear(self._body_size, 1)
 
+    @abstractmethod
     def body(self, observation: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Observations [B, ...] -> the policy's features f32[B, F]."""
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Observations [B, ...] -> (logits f32[B, A], value f32[B])."""
@@ -56,9 +58,9 @@ class ActorCritic(nn.Module):
         values: Tensor = self.value(self.body(observation))
         return values.squeeze(-1)
 
+    @abstractmethod
     def describe(self) -> str:
         """Layers and sizes in one line; nodes whose lines differ must not average."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -76,7 +78,7 @@ class MLP(ActorCritic):
     """Fully connected layers on the flattened observation, one tower for the policy and one for the value.
 
     On small observations a shared tower lets the value's gradient, which is large while returns grow, push the policy's features around:
-    CartPole was solved by 8 of 8 runs with two towers and by 1 of 6 with one.
+    In trials of CartPole (3 to 8 seeds, generalised advantages) two towers solved 8 of 8 runs and a shared one 1 of 6.
 
     Args:
         observation_shape: any; bytes are scaled to [0, 1].
