@@ -102,6 +102,7 @@ class AlgorithmConfig(Section):
     entropy_coefficient: float = Field(0.01, ge=0, description="Weight of the mean entropy bonus.")
     value_coefficient: float = Field(0.5, ge=0, description="Weight of the mean squared value error.")
     max_grad_norm: float = Field(0.5, gt=0, description="Gradients are scaled down to this global L2 norm.")
+    normalize_advantage: bool = Field(False, description="Advantages of a rollout get mean 0 and standard deviation 1.")
     clip_rewards: bool = Field(False, description="Clip rewards to [-1, 1] for learning; logged returns stay raw.")
     reuse_graph: bool | Literal["auto"] = Field("auto", description="Keep the graph of the acting pass for the update: no second pass.")
 

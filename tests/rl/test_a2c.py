@@ -83,6 +83,40 @@ def test_hand_worked_loss_and_gradient() -> None:
     assert logits.grad[2].tolist() == [0.0, 0.0]
 
 
+def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_valid_steps() -> None:
+    """Advantages 5, 1, 3 of equal chances (and one masked): mean 3, variance 8/3; the value's error is left as it is."""
+    logits = torch.zeros(4, 2, requires_grad=True)
+    loss = a2c_loss(
+        logits,
+        torch.zeros(4),
+        torch.tensor([0, 1, 0, 1]),
+        torch.tensor([5.0, 1.0, 3.0, 1e6]),
+        torch.tensor([True, True, True, False]),
+        entropy_coefficient=0.0,
+        value_coefficient=0.5,
+        normalize_advantage=True,
+    )
+    loss.total.backward()  # type: ignore[no-untyped-call]
+    assert loss.value.item() == pytest.approx((25 + 1 + 9) / 3)
+    assert logits.grad is not None
+    slope = math.sqrt(3 / 2) / 2 / 3  # advantage 2 / sqrt(8 / 3) = sqrt(3 / 2), chance 1/2, mean of three steps
+    expected = [[-slope, slope], [-slope, slope], [0.0, 0.0], [0.0, 0.0]]
+    torch.testing.assert_close(logits.grad, torch.tensor(expected))
+
+
+def test_equal_advantages_normalize_to_nothing() -> None:
+    agent = algorithm(spec(), A2CSettings(normalize_advantage=True, entropy_coefficient=0.0))
+    Constant(agent, 0.5)
+    rollout = random_rollout(spec(), 2, 4)
+    rollout.rewards.fill_(1.5)
+    rollout.terminated.fill_(True)
+    act_everywhere(agent, rollout)
+    statistics = agent.update(rollout, 1e-3)
+    assert statistics.finite
+    assert statistics.policy_loss == pytest.approx(0.0, abs=1e-6)
+    assert statistics.value_loss == pytest.approx(1.0)
+
+
 def test_nothing_valid_is_no_loss() -> None:
     logits = torch.zeros(2, 2, requires_grad=True)
     loss = a2c_loss(

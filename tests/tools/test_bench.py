@@ -99,11 +99,12 @@ def test_stable_baselines_is_timed_over_whole_updates_after_the_warm_up() -> Non
 
 
 def test_the_other_side_gets_the_same_settings() -> None:
-    config = settings(environment__num_envs=64, environment__id="ALE/SpaceInvaders-v5", run__seed=5)
+    config = settings(environment__num_envs=64, environment__id="ALE/SpaceInvaders-v5", run__seed=5, algorithm__normalize_advantage=True)
     other = bench.sb3_settings(config, seconds=30, warmup_s=5, threads=2)
     assert (other.game, other.num_envs, other.seed, other.threads) == ("ALE/SpaceInvaders-v5", 64, 5, 2)
     assert (other.num_steps, other.lr, other.epsilon) == (5, config.optimizer.lr, 1e-5)
     assert (other.frame_skip, other.noop_max, other.sticky_action_probability, other.clip_rewards) == (4, 30, 0, True)
+    assert other.normalize_advantage is True
 
 
 @pytest.mark.parametrize("name", ["pong", "PongNoFrameskip-v4", "ALE/Pong-v5"])

@@ -91,6 +91,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         entropy_coefficient=a.entropy_coefficient,
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
+        normalize_advantage=a.normalize_advantage,
         clip_rewards=a.clip_rewards,
         reuse_graph=keeps_graph if a.reuse_graph == "auto" else a.reuse_graph,
     )

@@ -28,6 +28,7 @@ class A2CSettings:
         gamma: discount per env_step.
         entropy_coefficient, value_coefficient: weights of the mean entropy and the mean squared value error in the loss.
         max_grad_norm: the gradient is scaled down to this L2 norm.
+        normalize_advantage: the policy's part of the loss sees advantages with mean 0 and standard deviation 1 over the rollout.
         clip_rewards: learn from rewards clipped to [-1, 1].
         reuse_graph: the forward passes that chose the actions are the forward pass of the update; otherwise there is a second, batched one.
             Both give the same gradients: no parameter changes inside a rollout.
@@ -37,6 +38,7 @@ class A2CSettings:
     entropy_coefficient: float = 0.01
     value_coefficient: float = 0.5
     max_grad_norm: float = 0.5
+    normalize_advantage: bool = False
     clip_rewards: bool = False
     reuse_graph: bool = False
 
@@ -74,10 +76,13 @@ def a2c_loss(
     *,
     entropy_coefficient: float,
     value_coefficient: float,
+    normalize_advantage: bool = False,
 ) -> A2CLoss:
     """total = mean(-log pi(a|s) (R - V)) + value_coefficient mean((R - V)^2) - entropy_coefficient mean(H(pi(.|s))), over valid steps.
 
-    No gradient flows through the advantage into the value.
+    No gradient flows through the advantage into the value. With ``normalize_advantage`` the advantage A = R - V in the policy's part is
+    (A - mean(A)) / (std(A) + 1e-8), mean and population standard deviation over the valid steps (OpenAI baselines' PPO; option of
+    stable-baselines3's A2C).
 
     Args:
         logits: f32[B, A].
@@ -98,7 +103,11 @@ def a2c_loss(
     log_policy = torch.log_softmax(logits, dim=-1)
     chosen = log_policy.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
     error = returns - values
-    policy = -torch.dot(chosen, error.detach() * weight)
+    advantage = error.detach()
+    if normalize_advantage:
+        advantage = advantage - torch.dot(advantage, weight)
+        advantage = advantage / (torch.dot(advantage.square(), weight).sqrt() + 1e-8)
+    policy = -torch.dot(chosen, advantage * weight)
     value = torch.dot(error.square(), weight)
     entropy = -torch.dot((log_policy.exp() * log_policy).sum(-1), weight)
     return A2CLoss(policy + value_coefficient * value - entropy_coefficient * entropy, policy, value, entropy)
@@ -172,6 +181,7 @@ class A2C:
             valid.flatten(),
             entropy_coefficient=settings.entropy_coefficient,
             value_coefficient=settings.value_coefficient,
+            normalize_advantage=settings.normalize_advantage,
         )
         self.flat.zero_gradients()
         loss.total.backward()  # type: ignore[no-untyped-call]

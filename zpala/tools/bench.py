@@ -129,6 +129,7 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         entropy_coefficient=a.entropy_coefficient,
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
+        normalize_advantage=a.normalize_advantage,
         clip_rewards=a.clip_rewards,
         lr=config.optimizer.lr,
         epsilon=config.optimizer.epsilon,

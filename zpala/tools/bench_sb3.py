@@ -39,6 +39,7 @@ class Sb3Settings:
     entropy_coefficient: float
     value_coefficient: float
     max_grad_norm: float
+    normalize_advantage: bool
     clip_rewards: bool
     lr: float
     epsilon: float
@@ -133,6 +134,7 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
             vf_coef=settings.value_coefficient,
             max_grad_norm=settings.max_grad_norm,
             rms_prop_eps=settings.epsilon,
+            normalize_advantage=settings.normalize_advantage,
             seed=settings.seed,
             device=settings.device,
         )
