@@ -43,10 +43,24 @@ def test_one_seed_one_network_and_the_global_generator_is_left_alone(given: Envi
 def test_initial_weights_are_orthogonal() -> None:
     network = build(IMAGES)
     assert isinstance(network, NatureCNN)
-    for weight, gain in ((network.convolution2.weight, 2.0), (network.hidden.weight, 2.0), (network.policy.weight, 1e-4)):
+    for weight, gain, shift in (
+        (network.convolution2.weight, 2.0, 0.05),
+        (network.hidden.weight, 2.0, 0.02),
+        (network.policy.weight, 1e-4, 0.0),
+    ):
         rows = weight.detach().flatten(1)
-        torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), atol=1e-6 + shift, rtol=0)
     assert not network.hidden.bias.any()
+
+
+@pytest.mark.parametrize("grey", [0, 87, 255])
+def test_an_even_background_excites_no_initial_unit(grey: int) -> None:
+    network = build(IMAGES)
+    assert network.body(torch.full((1, 4, 84, 84), grey, dtype=torch.uint8)).abs().max().item() < 1e-5
+    # An edge does: the network is not dead.
+    picture = torch.full((1, 4, 84, 84), grey, dtype=torch.uint8)
+    picture[..., 30:50, 30:50] = 128
+    assert network.body(picture).max().item() > 1e-3
 
 
 def test_channels_last_changes_the_layout_and_not_the_result() -> None:
