@@ -44,6 +44,7 @@ def test_initial_weights_are_orthogonal() -> None:
     network = build(IMAGES)
     assert isinstance(network, NatureCNN)
     for weight, gain, shift in (
+        (network.convolution1.weight, 2.0 * 10**2, 12.0),
         (network.convolution2.weight, 2.0, 0.05),
         (network.hidden.weight, 2.0, 0.02),
         (network.policy.weight, 1e-4, 0.0),
