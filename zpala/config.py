@@ -93,6 +93,9 @@ class NetworkConfig(Section):
     hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
     channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")
+    initial_weights: Literal["orthogonal", "contrast"] = Field(
+        "orthogonal", description="contrast: images excite the first units by what differs within them, and ten times more strongly."
+    )
 
 
 class AlgorithmConfig(Section):

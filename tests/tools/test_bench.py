@@ -24,7 +24,7 @@ from zpala.tools.bench_report import summarise as summarise_pairs
 from zpala.tools.bench_sb3 import Sb3Settings, Sb3Speed, Stopwatch
 from zpala.tools.child import Child, ChildFailed
 
-PONG = {"preset": "pala", "environment.id": "PongNoFrameskip-v4"}
+PONG = {"preset": "gala", "environment.id": "PongNoFrameskip-v4"}
 
 
 def settings(**overrides: object) -> Config:
@@ -156,7 +156,7 @@ def test_a_comparison(measurements: list[str]) -> None:
     status = bench.bench_sb3(None, overrides, {}, pairs=3, seconds=9, warmup_s=2, sb3_threads=1, as_json=True, output=output)
     assert status == 0
     assert [asked[0] for asked in measurements] == list("ABBAAB")
-    assert set(measurements) == {"A 8 pala 9 2", "B 8 1 9 2"}
+    assert set(measurements) == {"A 8 gala 9 2", "B 8 1 9 2"}
     document = json.loads(output.getvalue())
     assert [pair["order"] for pair in document["pairs"]] == ["AB", "BA", "AB"]
     assert document["summary"]["ratio_median"] == statistics.median(pair["zpala"] / pair["sb3"] for pair in document["pairs"])
@@ -245,7 +245,7 @@ def test_options_reach_the_measurement(command: Command, monkeypatch: pytest.Mon
 
 def test_options_reach_the_comparison(command: Command, measurements: list[str]) -> None:
     assert command("sb3", "--env", "pong", "--num-envs", "4", "--pairs", "2", "--seconds", "6", "--warmup", "1", "--sb3-threads", "1") == 0
-    assert measurements == ["A 4 pala 6 1", "B 4 1 6 1", "B 4 1 6 1", "A 4 pala 6 1"]
+    assert measurements == ["A 4 gala 6 1", "B 4 1 6 1", "B 4 1 6 1", "A 4 gala 6 1"]
 
 
 @pytest.mark.parametrize("wrong", [["node", "--seconds", "0"], ["sb3", "--pairs", "0"], ["sb3", "--env", "CartPole-v1"], ["gpu"]])

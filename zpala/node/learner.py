@@ -79,7 +79,8 @@ def train(
                         report.games(group.wait(t))
                 with report.timed("inference"):
                     rollout.set_actions(t, group.start, group.stop, algorithm.act(rollout, t, group.start, group.stop))
-                group.send_actions(t)
+                with report.timed("env_step"):
+                    group.send_actions(t)
         with report.timed("env_step"):
             for group in groups:
                 report.games(group.wait(steps))

@@ -2,7 +2,7 @@
 
 Every network maps observations [B, ...] to (logits f32[B, A], value f32[B]) and initialises itself from one seed with a generator of its
 own, so that every node starts equal. Weights are orthogonal (gain sqrt 2; 0.01 for the policy head, 1 for the value head), biases 0;
-the image network's hidden units depart from that, see ``NatureCNN``.
+``NatureCNN`` can start with more contrast.
 """
 
 from __future__ import annotations
@@ -125,23 +125,26 @@ class MLP(ActorCritic):
 class NatureCNN(ActorCritic):
     """Three convolutions and a linear layer of 512 (Mnih et al. 2015, doi 10.1038/nature14236), shared by policy and value.
 
-    States of a game differ in few pixels; what they have in common only adds noise to the policy's gradient. So the weights of every hidden
-    unit start with mean 0 (an even background excites nobody), and the first layer's ten times larger (``CONTRAST``). That does what
-    standardising the pixels would do, with no running statistics that nodes would have to agree on. On Pong the 512 initial features vary
-    over states by 22 % of their mean instead of 7 %, a linear fit of "is the ball above or below my paddle" explains 69 % of the variance
-    instead of 34 %, and A2C leaves a return of -20 after 0.5 million env_steps instead of more than 1.2 million.
+    States of a game differ in few pixels; what they have in common only adds noise to the policy's gradient. With ``contrast`` the weights
+    of every hidden unit start with mean 0 (an even background excites nobody), and the first layer's ten times larger (``CONTRAST``). That
+    does what standardising the pixels would do, with no running statistics that nodes would have to agree on. On Pong the 512 initial
+    features vary over states by 22 % of their mean instead of 7 %, a linear fit of "is the ball above or below my paddle" explains 69 % of
+    the variance instead of 34 %, and A2C left a return of -20 after 0.5 million env_steps, which no trial without it had done by 1.2
+    million (examples/results/README.md). Gradients grow with the features: learning rates published for RMSprop do not carry over.
 
     Args:
         observation_shape: (channels, height, width) of uint8 images, at least 36 x 36.
         channels_last: memory layout of the activations; parameters stay contiguous, results are equal up to rounding.
+        contrast: initial weights as above; otherwise orthogonal.
     """
 
-    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, channels_last: bool = False) -> None:
+    def __init__(self, observation_shape: Sequence[int], num_actions: int, *, channels_last: bool = False, contrast: bool = False) -> None:
         if len(observation_shape) != 3 or min(observation_shape[1:]) < 36:
             raise ValueError(f"nature_cnn needs images (channels, height, width) of at least 36 x 36, not {tuple(observation_shape)}")
         super().__init__(512, num_actions)
         channels, height, width = observation_shape
         self.channels_last = channels_last
+        self.contrast = contrast
         self.convolution1 = _convolution(channels, 32, 8, 4)
         self.convolution2 = _convolution(32, 64, 4, 2)
         self.convolution3 = _convolution(64, 64, 3, 1)
@@ -153,9 +156,10 @@ class NatureCNN(ActorCritic):
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         super().initialise(seed)
-        for layer in (self.convolution1, self.convolution2, self.convolution3, self.hidden):
-            layer.weight -= layer.weight.mean(tuple(range(1, layer.weight.dim())), keepdim=True)
-        self.convolution1.weight *= CONTRAST
+        if self.contrast:
+            for layer in (self.convolution1, self.convolution2, self.convolution3, self.hidden):
+                layer.weight -= layer.weight.mean(tuple(range(1, layer.weight.dim())), keepdim=True)
+            self.convolution1.weight *= CONTRAST
 
     def body(self, observation: Tensor) -> Tensor:
         if observation.dtype is not torch.uint8:
@@ -196,12 +200,14 @@ def build_network(
     activation: Activation,
     channels_last: bool,
     seed: int,
+    *,
+    contrast: bool = False,
 ) -> ActorCritic:
     """The network for ``spec``, on the CPU, initialised from ``seed``.
 
     Args:
         name: "auto" takes nature_cnn for byte images and mlp for everything else.
-        channels_last: only for images.
+        channels_last, contrast: only for images.
     Raises:
         ValueError: the network does not fit the observations.
     """
@@ -210,7 +216,7 @@ def build_network(
     if name == "nature_cnn" or (name == "auto" and is_image):
         if spec.observation_dtype != "uint8":
             raise ValueError(f"nature_cnn needs uint8 images, but {spec.id} gives {spec.observation_dtype}{list(spec.observation_shape)}")
-        network = NatureCNN(spec.observation_shape, spec.num_actions, channels_last=channels_last)
+        network = NatureCNN(spec.observation_shape, spec.num_actions, channels_last=channels_last, contrast=contrast)
     else:
         network = MLP(spec.observation_shape, spec.num_actions, hidden_sizes, activation)
     network.initialise(seed)

@@ -22,7 +22,7 @@ from zpala.tools.bench_report import Circumstances, Pair, circumstances, compari
 from zpala.tools.bench_sb3 import Sb3Settings, Sb3Speed
 from zpala.tools.child import Child, ChildFailed
 
-PRESET = "pala"  # of comparisons, unless a run file or the person says otherwise
+PRESET = "gala"  # of comparisons, unless a run file or the person says otherwise
 CALIBRATION_SHARE = 3  # the number of threads that suits stable-baselines3 is found in measurements of a third of the time
 OPTIONAL_MODULES = ("stable_baselines3", "cv2")
 
