@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,17 @@ def test_the_first_node_writes_the_shared_files(tmp_path: Path) -> None:
     assert (tmp_path / "run/config.toml").read_text() == "first"
     assert (tmp_path / "run/nodes/n1/config.toml").read_text() == "second"
     assert [path.name for path in node_directories(tmp_path / "run")] == ["n0", "n1"]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for node in ("a", "b"):
+        create_node_directory(tmp_path / "run", node, config_toml=f"# {node}\n", hosts_text="h:1\n")
+    assert (tmp_path / "run/config.toml").read_text() == "# a\n"
+    assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 
-EPILOG = "Every option can be given as ZPALA_<OPTION> too. Precedence: command line, variable, run file, preset, default."
+EPILOG = (
+    "Options for fields of the run file can be given as ZPALA_<OPTION> too. Precedence: command line, variable, run file, preset, default."
+)
 _PANELS = {"preset": "Run", "run": "Run", "environment": "Environment", "algorithm": "Learner", "optimizer": "Learner", "gossip": "Gossip"}
 _ALIASES = {"total_timesteps": "total_env_steps", "env_id": "env", "learning_rate": "lr"}  # names that users of other code bases know
 

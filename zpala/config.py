@@ -161,7 +161,9 @@ class NodeConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA when there is one; cpu, cuda, cuda:1.")
     actors: int = Field(1, ge=1, description="Actor threads per group.")
     groups: int | Literal["auto"] = Field("auto", description="Groups of actors; auto: 1 on a CPU, 2 with an accelerator.")
-    threads: int | Literal["auto"] = Field("auto", description="Threads of torch and ALE; auto: cores / nodes on this machine.")
+    threads: int | Literal["auto"] = Field(
+        "auto", description="Threads of torch and ALE; auto: cores / nodes on this machine, 1 without images."
+    )
     insecure: bool = Field(False, description="Listen on an address that other machines reach, without keys.")
     listen: str | None = Field(None, description="Address to bind, host:port; without it the node's own line decides.")
     name: str | None = Field(None, description="This node's name or host:port in hosts.txt; without it the node claims a line.")

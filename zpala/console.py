@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from zpala.metrics import Row, format_line, jsonable
 
@@ -70,8 +73,20 @@ class Console:
             try:
                 sys.stdout.write(text + "\n")
                 sys.stdout.flush()
-            except (OSError, ValueError):  # nobody reads any more: the run goes on
+            except BrokenPipeError:  # nobody reads any more: the run goes on
+                discard_output(sys.stdout)
+            except (OSError, ValueError):
                 pass
+
+
+def discard_output(stream: IO[str]) -> None:
+    """What ``stream`` still holds and what comes goes nowhere, also at the interpreter's end, which would turn the exit status into 120."""
+    with suppress(OSError, ValueError, AttributeError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(descriptor, stream.fileno())
+        finally:
+            os.close(descriptor)
 
 
 class _JsonHandler(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
 
 
@@ -18,6 +19,7 @@ class ExitCode(IntEnum):
     DUPLICATE = 8
     CUDA = 9
     TARGET_MISSED = 10
+    HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -30,7 +32,7 @@ class ExitCode(IntEnum):
 _MEANINGS = {
     ExitCode.FINISHED: "finished: budget spent, target reached, or the command did its work",
     ExitCode.UNEXPECTED: "unexpected error, with a traceback",
-    ExitCode.USAGE: "usage: command line, run file, topology, environment, run directory, or nodes that do not agree; nothing was started",
+    ExitCode.USAGE: "usage: command line, run file, topology, environment, run directory, or nodes that do not agree; nothing was trained",
     ExitCode.NETWORK: "network: port taken, no line of its own in hosts.txt, another run on the same addresses, no start",
     ExitCode.SECURITY: "security: refused to listen where others reach it without keys",
     ExitCode.NUMERICAL: "numerical: loss or gradient not finite, or the node diverged from its peers",
@@ -38,6 +40,13 @@ _MEANINGS = {
     ExitCode.DUPLICATE: "duplicate: the same node already runs elsewhere",
     ExitCode.CUDA: "CUDA: device missing, lost or out of memory",
     ExitCode.TARGET_MISSED: "target missed: the budget is spent and target_return was not reached; everything is saved",
+    ExitCode.HANGUP: "the terminal was closed (SIGHUP); nohup keeps a run going",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C (SIGINT)",
     ExitCode.TERMINATED: "terminated by SIGTERM",
 }
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a process of zpala to end in order: SIGINT, SIGTERM, and SIGHUP unless it is ignored (nohup)."""
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    return (signal.SIGINT, signal.SIGTERM, *hangup)

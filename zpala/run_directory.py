@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -207,6 +208,9 @@ def _write_once(path: Path, text: str) -> None:
         os.link(partial, path)  # fails where os.replace would overwrite
     except FileExistsError:
         pass
+    except OSError:  # a file system without hard links
+        with suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(text)
     finally:
         partial.unlink()
 

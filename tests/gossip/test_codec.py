@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from zpala.gossip import codec
 from zpala.gossip import messages as m
 from zpala.gossip.codec import EncodeError, ProtocolError, decode_down, decode_up, encode
-from zpala.gossip.fields import TEXT_MAX_BYTES, U64_MAX, WORD_MAX_BYTES, clip, integer, record
+from zpala.gossip.fields import TEXT_MAX_BYTES, U64_MAX, WORD_MAX_BYTES, clip, integer, record, shortened
 
 WIRE = Path(__file__).resolve().parent.parent / "wire"
 FUZZ = settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
@@ -606,3 +606,12 @@ def test_hostile_msgpack(body: bytes) -> None:
 @pytest.mark.parametrize("body", [b"\x05", b"\xc0", b"\x90", b"\xa1s", b"\xcb\x7f\xf8\x00\x00\x00\x00\x00\x00", b"\x81\xc4\x01s\x05"])
 def test_good_msgpack_that_is_no_map_with_the_fields(body: bytes) -> None:
     assert refusal(frame_of(7, {})[:8] + body).code == "field"
+
+
+def test_a_long_value_is_shortened_so_that_it_fits_and_still_tells_values_apart() -> None:
+    values = ["x" * 256, "x" * 257, "x" * 257 + "y", "x" * 257 + "z", "ä" * 200, "ä" * 201]
+    short = [shortened(value) for value in values]
+    assert short[0] == values[0]
+    assert all(len(value.encode()) <= TEXT_MAX_BYTES for value in short)
+    assert len(set(short)) == len(values)
+    assert short[1].startswith("xxx")

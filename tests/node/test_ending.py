@@ -10,6 +10,7 @@ import textwrap
 import time
 
 import pytest
+import torch
 
 from zpala.exit_codes import ExitCode
 from zpala.node.ending import exit_code_of, stop_on_signals
@@ -23,6 +24,20 @@ def test_the_first_signal_sets_the_flag_and_its_echo_changes_nothing() -> None:
         os.kill(os.getpid(), signal.SIGTERM)  # at once: an echo
         assert stop.signal == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is not None
+
+
+def test_a_closed_terminal_is_a_reason_to_end_unless_nohup_ignores_it() -> None:
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal is None
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
@@ -69,6 +84,8 @@ def _caused(name: str, cause: BaseException) -> WorkerFailed:
         (_caused("proxy", PortInUse("x")), ExitCode.NETWORK),
         (_caused("proxy", RuntimeError("x")), ExitCode.UNEXPECTED),
         (KeyError("x"), ExitCode.UNEXPECTED),
+        (torch.OutOfMemoryError("x"), ExitCode.CUDA),
+        (torch.AcceleratorError("x"), ExitCode.CUDA),
     ],
 )
 def test_exit_statuses(error: BaseException, status: ExitCode) -> None:

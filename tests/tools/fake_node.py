@@ -53,6 +53,14 @@ def main() -> int:
             (run.parent / "ready").read_text()
             os.kill(os.getppid(), signal.SIGINT)
             return 128 + signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        case "hangup":  # the terminal closes once the other one is ready or over; leaves in order if told to
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+            other = json.loads((run.parent / "plan.json").read_text())["n1"]
+            if other == "obey":
+                (run.parent / "ready").read_text()
+            os.kill(os.getppid(), signal.SIGHUP)
+            told = signal.sigtimedwait({signal.SIGINT, signal.SIGTERM}, 30.0 if other == "obey" else 1.0)
+            return 128 + told.si_signo if told else 0
         case "deaf":  # hears nothing but SIGKILL
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
             (run.parent / "ready").write_text("")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cluster
 
 def configure(tmp_path: Path, **plan: int | str) -> Config:
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    if "interrupt" in plan.values():
+    if {"interrupt", "hangup"} & set(plan.values()):
         os.mkfifo(tmp_path / "ready")
     return load_config(None, {"run.directory": str(tmp_path / "run"), "run.total_env_steps": 2000}, {})
 
@@ -83,6 +83,28 @@ def test_the_handlers_of_signals_are_put_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     start(configure(tmp_path, n0=0, n1=0))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        status, _ = start(configure(tmp_path, n0="hangup", n1=0))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert status == 0
+
+
+def test_without_nohup_a_closed_terminal_ends_all(tmp_path: Path) -> None:
+    status, text = start(configure(tmp_path, n0="hangup", n1="obey"))
+    assert status == ExitCode.HANGUP
+    assert "[n1] ended with exit status 143" in text
+
+
+def test_a_reader_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        assert launch(configure(tmp_path, n0=0, n1=0), nodes=2, command=(sys.executable, str(FAKE)), output=output) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ties a child's life to its parent's on Linux only")

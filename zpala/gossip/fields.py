@@ -7,6 +7,7 @@ neither ever changes a value silently. No sockets, no frames, no knowledge of an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import operator
 import reprlib
@@ -203,6 +204,15 @@ def clip(sentence: str, max_bytes: int = TEXT_MAX_BYTES) -> str:
     if len(printable) <= max_bytes:
         return printable.decode()
     return printable[: max_bytes - 3].decode(errors="ignore") + "..."
+
+
+def shortened(value: str, max_bytes: int = TEXT_MAX_BYTES) -> str:
+    """``value`` made to fit a text field so that two results are equal only when the values are: its beginning and a SHA-256."""
+    encoded = value.encode()
+    if len(encoded) <= max_bytes:
+        return value
+    digest = f"... sha256 {hashlib.sha256(encoded).hexdigest()[:32]}"
+    return encoded[: max_bytes - len(digest)].decode(errors="ignore") + digest
 
 
 def _called(convert: Callable[[Any], Any], value: Any) -> Any:

@@ -1,8 +1,8 @@
 """hosts.txt: one ``[name] host:port [key]`` per line, in the order that all nodes share (design D10).
 
 Owns the syntax and the errors. Reads text, not files, resolves no name and opens nothing. The line index, counted from 0 over the
-lines that hold a node, is the node's number in the topology, in messages and in the counters, so while a run lives its file may grow at
-the end only.
+lines that hold a node, is the node's number in the topology, in messages and in the counters, so a line must keep its place. Nodes
+compare the digest of the whole file when they meet.
 """
 
 from __future__ import annotations

@@ -9,11 +9,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from zpala.config import Config
 from zpala.exit_codes import ExitCode
+from zpala.gossip.fields import shortened
 from zpala.gossip.hosts import HostList
 from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.topology import Topology
@@ -115,7 +117,8 @@ def build_actor_groups(
 ) -> list[ActorGroup]:
     """One group on a CPU, where stepping and acting share the cores; two with an accelerator, so that they overlap."""
     e, atari = config.environment, config.environment.atari_settings()
-    groups = config.node.groups if isinstance(config.node.groups, int) else (2 if device.type == "cuda" and e.num_envs >= 2 else 1)
+    overlaps = device.type == "cuda" and e.num_envs >= 2 * config.node.actors
+    groups = config.node.groups if isinstance(config.node.groups, int) else (2 if overlaps else 1)
     per_actor = max(1, threads // (groups * config.node.actors))
     built: list[ActorGroup] = []
     number = 0
@@ -159,7 +162,7 @@ def stop_actors(groups: list[ActorGroup]) -> None:
 def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostList, topology: Topology) -> Mapping[str, str]:
     """What every node of a run must have equal (design D8); lr, device, num_envs and num_steps need not be."""
     g = config.gossip
-    return {
+    fields = {
         **spec.agreement(),
         "network": parts.network,
         "layout": parts.schema.fingerprint,
@@ -169,9 +172,10 @@ def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostLi
         "gossip": "on" if g.enabled else "off",
         "mixing_weight": repr(g.mixing_weight),
         "initial": g.initial,
-        "topology": f"{topology.name} {topology.digest()}",
+        "topology": f"{Path(topology.name).name} {topology.digest()}",
         "hosts": f"{len(hosts)} lines {hosts.digest}",
         "total_env_steps": str(config.run.total_env_steps),
         "target_return": repr(config.run.target_return),
         "seed": str(config.run.seed),
     }
+    return {field: shortened(value) for field, value in fields.items()}

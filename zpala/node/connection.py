@@ -25,6 +25,7 @@ from zpala.node.claim import Claim
 from zpala.node.port import GossipPort
 from zpala.node.proxy import Proxy
 from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.node.sockets import DEAD_LINK_S
 from zpala.node.threads import flush_denormals
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
@@ -92,6 +93,7 @@ class Connection:
             listener=claim.listener,
             addresses={host.line: (host.address, host.port) for host in hosts.hosts},
             snapshots=snapshots.arrays,
+            dead_link_s=max(DEAD_LINK_S, 2.0 * settings.exchange_timeout_s),
             prepare=flush_denormals,
         )
         self._make_port: Callable[[], GossipPort] = lambda: GossipPort(

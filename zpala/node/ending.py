@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 
 import torch
 
-from zpala.exit_codes import ExitCode
+from zpala.exit_codes import ExitCode, ending_signals
 from zpala.node.actor import ACTOR
 from zpala.node.errors import NodeError
 from zpala.node.worker import WorkerFailed
@@ -38,7 +38,7 @@ def exit_code_of(error: BaseException) -> int:
             return cause.exit_code
         case WorkerFailed() if error.name.startswith(ACTOR):
             return ExitCode.ACTORS
-        case torch.OutOfMemoryError():
+        case torch.OutOfMemoryError() | torch.AcceleratorError():
             return ExitCode.CUDA
         case RunDirectoryError():
             return ExitCode.USAGE
@@ -56,6 +56,8 @@ def tell(error: Exception) -> None:
             _log.error("%s", error, exc_info=None if isinstance(cause, NodeError) else cause)
         case torch.OutOfMemoryError():
             _log.error("CUDA out of memory: %s Use fewer --num-envs, or --device cpu.", error)
+        case torch.AcceleratorError():
+            _log.error("the CUDA device failed: %s", error)
         case _:
             _log.error("the node failed unexpectedly: %s: %s", type(error).__name__, error, exc_info=error)
 
@@ -81,7 +83,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM set the flag that every wait polls; a second one ends the process at once.
+    """SIGINT, SIGTERM and, unless nohup ignores it, SIGHUP set the flag that every wait polls; a second one ends the process at once.
 
     A second one within ``SAME_SIGNAL_S`` is the first one's echo: the kernel repeats a parent's death for every thread that the parent had,
     and tools signal a process and its group.
@@ -97,7 +99,7 @@ def stop_on_signals() -> Iterator[Stop]:
         elif now - first_at > SAME_SIGNAL_S:
             os._exit(128 + number)
 
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {number: signal.signal(number, handle) for number in ending_signals()}
     try:
         yield stop
     finally:

@@ -42,11 +42,19 @@ class _Link:
 class Links:
     """The outgoing connections of one node. ``poller`` polls every DEALER here, and the resolver."""
 
-    def __init__(self, context: sockets.Context, poller: zmq.Poller, addresses: Mapping[int, Address], payload_bytes: int) -> None:
+    def __init__(
+        self,
+        context: sockets.Context,
+        poller: zmq.Poller,
+        addresses: Mapping[int, Address],
+        payload_bytes: int,
+        dead_link_s: float = sockets.DEAD_LINK_S,
+    ) -> None:
         self._context = context
         self._poller = poller
         self._addresses = addresses
         self._payload_bytes = payload_bytes
+        self._dead_link_s = dead_link_s
         self._links: dict[int, _Link] = {}
         self._lines: dict[sockets.Socket, int] = {}
         self.resolver = Resolver(context)
@@ -131,7 +139,7 @@ class Links:
             return
         address = answer.endpoints[link.dials % len(answer.endpoints)]  # a name may have several: the next dial tries the next one
         link.dials += 1
-        link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes)
+        link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s)
         self._lines[link.dealer] = link.line
         self._poll(link)
 

@@ -128,6 +128,7 @@ def _run(
         )
         report = Report(spec.frame_skip, config.run.log_interval_s, time.monotonic())
         outcome: Outcome | None = None
+        trained_until: float | None = None
         with connection as port:
 
             def log(row: Row) -> None:
@@ -151,11 +152,13 @@ def _run(
                     anneal=config.optimizer.anneal == "linear",
                     faults=directory.faults_path,
                 )
+                trained_until = time.monotonic()
                 port.drain(outcome.reason, outcome.progress, config.gossip.drain_s + 5.0)
             except Interrupted:
                 _log.warning("%s: stopped by signal %s; leaving the run", host.name, stop.signal)
         progress = outcome.progress if outcome is not None else port.progress
-        log(report.row(time.monotonic(), env_steps=progress.env_steps, updates=progress.updates))
+        # The speed of the last row is that of training, not of the drain.
+        log(report.row(trained_until or time.monotonic(), env_steps=progress.env_steps, updates=progress.updates))
         missed = config.run.target_return is not None and outcome is not None and outcome.reason == "budget"
         ending.exit_code = 128 + stop.signal if stop.signal is not None else int(ExitCode.TARGET_MISSED if missed else ExitCode.FINISHED)
         checkpoint = save_checkpoint(directory, config, parts, port, report, outcome, progress)

@@ -39,6 +39,7 @@ class Proxy:
         listener: the listening TCP socket of the node's claim; the ROUTER takes it over and closes it in the end.
         addresses: (host, port) of every line of hosts.txt by line index; read whenever a line is dialled.
         snapshots: the slots of the snapshot pool, each f32[numel]; ``SnapshotReady.slot`` is an index into it.
+        dead_link_s: a connection that gives no sign of life for so long is dropped; longer than the longest exchange.
         prepare: run first in the new thread.
         clock: monotonic seconds.
     """
@@ -52,6 +53,7 @@ class Proxy:
         listener: socket.socket,
         addresses: Mapping[int, Address],
         snapshots: Sequence[frames.Vector],
+        dead_link_s: float = sockets.DEAD_LINK_S,
         prepare: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -62,6 +64,7 @@ class Proxy:
         self._listener = listener
         self._addresses = addresses
         self._snapshots = snapshots
+        self._dead_link_s = dead_link_s
         self._clock = clock
         self._mailbox_address = f"inproc://zpala-mailbox-{next(_numbers)}"
         self._worker = Worker(context, "proxy", self._run, supervisor, prepare=prepare)
@@ -97,9 +100,9 @@ class Proxy:
     def _run(self, control: WorkerControl) -> None:
         mailbox = Mailbox(sockets.inproc_pair_connected(self._context, self._mailbox_address))
         try:
-            router, _ = sockets.router_socket(self._context, self._listener)
+            router, _ = sockets.router_socket(self._context, self._listener, self._dead_link_s)
             poller = zmq.Poller()
-            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes)
+            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s)
             loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock)
             try:
                 loop.run(control)

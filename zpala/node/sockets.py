@@ -39,7 +39,7 @@ LISTEN_BACKLOG: Final = 256
 LEAVE_LINGER_MS: Final = 500
 
 _HEARTBEAT_INTERVAL_MS: Final = 2_000
-_DEAD_LINK_MS: Final = 10_000  # longer than the longest exchange (gossip.exchange_timeout_s)
+DEAD_LINK_S: Final = 10.0  # at least; must be longer than the longest exchange
 _HANDSHAKE_MS: Final = 3_000
 _RECONNECT_MS: Final = 100
 _RECONNECT_MAX_MS: Final = 5_000
@@ -82,7 +82,7 @@ def endpoint(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
-def router_socket(context: Context, listener: socket.socket) -> tuple[Socket, int]:
+def router_socket(context: Context, listener: socket.socket, dead_link_s: float = DEAD_LINK_S) -> tuple[Socket, int]:
     """The ROUTER that serves on ``listener``, which it takes over and closes with itself; and the port it serves.
 
     A listening socket is handed over (ZMQ_USE_FD) rather than an address, so that no moment exists between claiming a port and serving
@@ -91,7 +91,7 @@ def router_socket(context: Context, listener: socket.socket) -> tuple[Socket, in
     host, port = listener.getsockname()[:2]
     router = context.socket(zmq.ROUTER)
     try:
-        _set_network_options(router)
+        _set_network_options(router, dead_link_s)
         router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         router.setsockopt(zmq.RCVHWM, 64)
         router.setsockopt(zmq.SNDHWM, 16)
@@ -104,11 +104,11 @@ def router_socket(context: Context, listener: socket.socket) -> tuple[Socket, in
     return router, port
 
 
-def dealer_socket(context: Context, address: str, payload_bytes: int) -> Socket:
+def dealer_socket(context: Context, address: str, payload_bytes: int, dead_link_s: float = DEAD_LINK_S) -> Socket:
     """A DEALER that connects (in the background, for ever) to ``address``, numeric, and takes frames of up to ``payload_bytes``."""
     dealer = context.socket(zmq.DEALER)
     try:
-        _set_network_options(dealer)
+        _set_network_options(dealer, dead_link_s)
         dealer.setsockopt(zmq.IMMEDIATE, 1)
         dealer.setsockopt(zmq.RCVHWM, 8)
         dealer.setsockopt(zmq.SNDHWM, 64)
@@ -155,13 +155,14 @@ def _inproc(context: Context, kind: int, address: str, *, bind: bool) -> Socket:
     return made
 
 
-def _set_network_options(made: Socket) -> None:
+def _set_network_options(made: Socket, dead_link_s: float) -> None:
+    dead_link_ms = int(1000 * dead_link_s)
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.IPV6, 1),
         (zmq.HEARTBEAT_IVL, _HEARTBEAT_INTERVAL_MS),
-        (zmq.HEARTBEAT_TIMEOUT, _DEAD_LINK_MS),
-        (zmq.TCP_MAXRT, _DEAD_LINK_MS),
+        (zmq.HEARTBEAT_TIMEOUT, dead_link_ms),
+        (zmq.TCP_MAXRT, dead_link_ms),
         (zmq.TCP_KEEPALIVE, 1),
         (zmq.TCP_KEEPALIVE_IDLE, 15),
         (zmq.TCP_KEEPALIVE_INTVL, 5),

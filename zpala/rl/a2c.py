@@ -213,6 +213,8 @@ class A2C:
         observation = rollout.observations[t, start:stop]
         if self._observations is None:
             return observation
+        if self.settings.reuse_graph:  # the graph keeps it: a part of a tensor that is written again would not do
+            return self._move(observation)
         return self._observations[t, start:stop].copy_(observation, non_blocking=True)
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -125,12 +125,12 @@ class MLP(ActorCritic):
 class NatureCNN(ActorCritic):
     """Three convolutions and a linear layer of 512 (Mnih et al. 2015, doi 10.1038/nature14236), shared by policy and value.
 
-    States of a game differ in few pixels; what they have in common only adds noise to the policy's gradient. With ``contrast`` the weights
-    of every hidden unit start with mean 0 (an even background excites nobody), and the first layer's ten times larger (``CONTRAST``). That
-    does what standardising the pixels would do, with no running statistics that nodes would have to agree on. On Pong the 512 initial
-    features vary over states by 22 % of their mean instead of 7 %, a linear fit of "is the ball above or below my paddle" explains 69 % of
-    the variance instead of 34 %, and A2C left a return of -20 after 0.5 million env_steps, which no trial without it had done by 1.2
-    million (examples/results/README.md). Gradients grow with the features: learning rates published for RMSprop do not carry over.
+    States of a game differ in few pixels; what they have in common only adds noise to the policy's gradient. With ``contrast`` the
+    weights of every hidden unit start with mean 0 (an even background excites nobody), and the first layer's ten times larger
+    (``CONTRAST``). That does what standardising the pixels would do, with no running statistics that nodes would have to agree on. On
+    Pong the 512 initial features vary over states by 22 % of their mean instead of 7 %, a linear fit of "is the ball above or below my
+    paddle" explains 69 % of the variance instead of 34 %. examples/results/README.md tells what it did for learning. Gradients grow
+    with the features: learning rates published for RMSprop do not carry over.
 
     Args:
         observation_shape: (channels, height, width) of uint8 images, at least 36 x 36.

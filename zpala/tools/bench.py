@@ -72,7 +72,9 @@ def bench_sb3(
         config = load_config(None, {"preset": PRESET, **overrides}, environ)
     settings = sb3_settings(config, seconds=seconds, warmup_s=warmup_s, threads=sb3_threads or 1)
     if missing := [module for module in OPTIONAL_MODULES if importlib.util.find_spec(module) is None]:
-        raise ConfigError(f"zpala bench sb3 needs {', '.join(missing)}, which is not installed: pip install 'zpala[bench]'.")
+        raise ConfigError(
+            f"zpala bench sb3 needs {', '.join(missing)}, which is not installed: pip install -c constraints.txt -e '.[bench]'."
+        )
     load = os.getloadavg()[0]
     try:
         calibration = {} if sb3_threads else calibrate(settings)

@@ -94,8 +94,12 @@ def evaluate_runs(
 
     Raises:
         RunDirectoryError: a checkpoint is missing or damaged, or the nodes' networks differ.
+        ConfigError: there is no such CUDA device.
     """
     torch.set_flush_denormal(True)
+    wanted_device = torch.device(device)
+    if wanted_device.type == "cuda" and (wanted_device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {device}: this machine shows {torch.cuda.device_count()} CUDA device(s). Use --device cpu.")
     directories = [directory for run in runs for directory in node_directories(run)]
     checkpoints = [load_checkpoint(directory) for directory in directories]
     if node is not None:

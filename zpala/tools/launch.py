@@ -25,7 +25,7 @@ from typing import IO
 
 from zpala.config import Config, ConfigError
 from zpala.console import FORMAT_VARIABLE
-from zpala.exit_codes import ExitCode
+from zpala.exit_codes import ExitCode, ending_signals
 from zpala.gossip.topology import load_topology
 from zpala.run_directory import RunDirectoryError, default_run_directory, write_run_files
 from zpala.tools.parent import PARENT_VARIABLE
@@ -238,8 +238,7 @@ def _meaning(status: int) -> str:
 def _signals() -> Iterator[list[int]]:
     """The signals that asked this process to end, in the order they came."""
     received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in ending_signals()}
     try:
         yield received
     finally:

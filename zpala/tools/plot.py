@@ -66,7 +66,9 @@ def draw(runs: Sequence[RunCurves], *, sps: bool) -> bytes:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(f"zpala plot --out needs matplotlib ({error}). Install the extra: pip install 'zpala[plot]'.") from None
+        raise ConfigError(
+            f"zpala plot --out needs matplotlib ({error}). Install the extra: pip install -c constraints.txt -e '.[plot]'."
+        ) from None
     panels = 3 if sps else 2
     with rc_context({key: value for key, value in rcParamsDefault.items() if not key.startswith(("backend", "toolbar"))}):
         figure = Figure(figsize=(INCHES[0] * panels, INCHES[1]), dpi=DOTS_PER_INCH, layout="constrained")

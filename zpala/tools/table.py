@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zpala.config import Config
+from zpala.console import discard_output
 from zpala.metrics import averaged_with, format_number, format_percent, format_return
 
 COLUMNS = ("node", "env_steps", "SPS", "return", "peers", "exchanges", "gate wait", "staleness", "distance", "phase")
@@ -55,7 +56,7 @@ class Display:
         self.states = {name: NodeState(name) for name in names}
         self._config = config
         self._run = run
-        self._console = Console(file=output, highlight=False, width=None if output.isatty() else PLAIN_WIDTH)
+        self._console = _Console(file=output, highlight=False, width=None if output.isatty() else PLAIN_WIDTH)
         self._started = time.monotonic()
         self._live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
@@ -162,6 +163,14 @@ class Display:
 
     def _line(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
+
+
+class _Console(Console):
+    """Goes on in silence when nobody reads any more (``launch | tee`` and Ctrl-C), where rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        discard_output(self.file)
 
 
 def _value(row: dict[str, Any], key: str, default: float = 0.0) -> float:
