@@ -220,3 +220,18 @@ def test_alone_in_the_list_runs_free() -> None:
     cluster = run(MemoryCluster(1, 10, periods=0.05, topology=full(1)), 5.0)
     assert cluster.nodes[0].learner.gate.waits == 0
     assert cluster.nodes[0].learner.updates > 90
+
+
+def test_a_peer_whose_exchanges_never_end_in_time_releases_the_gate() -> None:
+    cluster = run(MemoryCluster(2, 8, periods=0.05), 3.0)
+    exchanges = cluster.counter("applied")
+    cluster.bandwidth = cluster.numel * 4 / (2 * cluster.settings.exchange_timeout_s)  # every transfer takes twice the limit
+    cluster.run(60.0)
+    assert exchanges > 0
+    before = [node.learner.updates for node in cluster.nodes]
+    accepted, applied = cluster.counter("accepts"), cluster.counter("applied")
+    cluster.run(120.0)
+    assert cluster.counter("accepts") > accepted  # still tried
+    assert cluster.counter("applied") == applied  # in vain
+    for node, updates in zip(cluster.nodes, before, strict=True):
+        assert node.learner.updates - updates > 0.7 * 120.0 / 0.05

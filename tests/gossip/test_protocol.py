@@ -129,7 +129,12 @@ def test_a_restart_with_a_clock_that_went_back_raises_its_incarnation_once() -> 
     reject = Reject(code="stale_incarnation", field="incarnation", mine="", yours="", fatal=False, known_incarnation=500)
     (again,) = of_type(protocol.on_down(1, reject, None, 0.2), Hello)
     assert again.incarnation == 501
-    (fatal,) = fatals(protocol.on_down(1, reject, None, 0.4))
+    # Another peer, or this one, refuses the HELLO from before: no twin.
+    late = protocol.on_down(2, reject, None, 0.3)
+    assert not fatals(late)
+    assert [message.incarnation for message in of_type(late, Hello)] == [501]
+    twin = dataclasses.replace(reject, known_incarnation=501)
+    (fatal,) = fatals(protocol.on_down(1, twin, None, 0.4))
     assert fatal.exit_code == 8
 
 
@@ -275,6 +280,36 @@ def test_counters_are_merged_by_maximum_and_end_the_run() -> None:
     assert views[-1].cluster_env_steps == 1_000_000
     assert views[-1].other_env_steps == 1_000_000
     assert views[-1].progress == 1.0
+
+
+@pytest.mark.parametrize(("nonce", "phase"), [(b"", "waiting"), (b"another.", "joining")])
+def test_steps_of_another_run_do_not_count(nonce: bytes, phase: str) -> None:
+    """A newcomer has heard of yesterday's run and tells of it before it joins today's."""
+    protocol, session = alone_with_a_session()
+    counters = (Counter(5, 3, 10**9),)
+    foreign = Heartbeat(session=session, nonce=nonce, condition=Condition(phase=phase), counters=counters)
+    views = [
+        action.event for action in protocol.on_up(b"x", foreign, 0.6) if isinstance(action, ToLearner) and isinstance(action.event, View)
+    ]
+    views += [action.event for action in protocol.on_timer(2.0) if isinstance(action, ToLearner) and isinstance(action.event, View)]
+    assert views
+    assert not any(view.finish_reason or view.other_env_steps for view in views)
+
+
+def test_what_was_heard_of_a_run_that_could_not_be_joined_is_forgotten() -> None:
+    protocol, running = make(line=1), Condition(phase="running", updates=30)
+    protocol.start(0.0)
+    old = {"line": 0, "incarnation": 7, "nonce": b"old run."}
+    (welcome,) = of_type(protocol.on_up(b"x", hello(**old, condition=running), 0.1), Welcome)
+    protocol.on_down(0, Welcome(session=5, node="n0", version=1, condition=running, **old), None, 0.2)
+    assert protocol.nonce == b"old run."
+    heartbeat = Heartbeat(session=welcome.session, nonce=b"old run.", condition=running, counters=(Counter(0, 7, 999),))
+    protocol.on_up(b"x", heartbeat, 0.4)
+    assert protocol._budget.total() == 999
+    protocol.on_up(b"x", Leave(session=welcome.session, incarnation=7, reason="stop"), 0.5)
+    protocol.on_timer(0.6)
+    assert protocol.nonce == b""
+    assert protocol._budget.total() == 0
 
 
 def test_after_a_fatal_error_nothing_is_done() -> None:

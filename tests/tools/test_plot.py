@@ -167,7 +167,7 @@ def test_what_cannot_be_drawn(run: Path, tmp_path: Path) -> None:
 def test_without_matplotlib_the_table_still_comes(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "n0" in plot_runs([run], out=None)
-    with pytest.raises(ConfigError, match=r"zpala\[plot\]"):
+    with pytest.raises(ConfigError, match=r"\[plot\]"):
         plot_runs([run], out=tmp_path / "curves.png")
     assert not list(tmp_path.glob("curves.*"))
 

@@ -59,6 +59,9 @@ class Aftermath:
             self._pacing.busy(median_s, now)
             if ending.code in ("not_running", "leaving", "deltas"):
                 member.avoid_until = now + NOT_NOW_S
+            if ending.code == "not_running":  # it may have quarantined me: it must not hold the gate for ever
+                member.unanswered += 1
+                self._run.changed = True
         elif ending.step is Step.BAD_DATA and ending.code != "diverged":
             self._out.log("warning", f"a snapshot of {name} was refused: {ending.code}")
             if self._membership.strike(member, now):
@@ -70,15 +73,16 @@ class Aftermath:
             self._out.log("warning", f"an exchange with {name} stayed in doubt and was given up: one defect")
         elif own:
             self._pacing.not_taken()
-            if ending.step is Step.GAVE_UP:
+            if ending.step is Step.GAVE_UP or ending.code == "timeout":  # by my deadline or by the peer's
                 member.unanswered += 1
-                member.avoid_until = now + min(AVOID_MAX_S, self._offer_timeout_s * 2**member.unanswered)
+                member.avoid_until = now + min(AVOID_MAX_S, self._offer_timeout_s * 2 ** min(member.unanswered, 10))
                 self._run.changed = True
 
     def _averaged(self, ending: Ending, own: bool, now: float) -> None:
         exchange, member = ending.exchange, ending.exchange.peer
         member.averaged_at = now
         member.strikes = 0
+        member.unanswered = 0
         self._divergence.near()
         if ending.late:
             return

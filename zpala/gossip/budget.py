@@ -32,6 +32,12 @@ class BudgetCounter:
         self._cursor = 0
         self._samples: deque[tuple[float, int]] = deque()
 
+    def clear(self) -> None:
+        """Another run begins: its count starts at 0."""
+        self._steps.clear()
+        self._samples.clear()
+        self._own, self._total, self._grown = None, 0, 0
+
     def set_own(self, line: int, incarnation: int, env_steps: int) -> None:
         """Say how many env_steps this process has done. A smaller number than before is ignored: the counter only grows."""
         self._own = (line, incarnation)

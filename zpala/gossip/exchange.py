@@ -225,7 +225,6 @@ class Exchanges:
         current = self._find_current(member, message.xid)
         if current is not None and current.state is State.OFFERED:
             self.counters["busy_received"] += 1
-            member.unanswered = 0
             self._close(current, Step.REFUSED, message.reason, now)
 
     def on_accept(self, member: Member, message: Accept, now: float) -> None:
@@ -243,7 +242,6 @@ class Exchanges:
         exchange.peer_version = peer_version
         exchange.deadline = now + self._settings.exchange_timeout_s
         exchange.retransmit_at = now + self._settings.retransmit_s
-        exchange.peer.unanswered = 0
 
     def on_fetch(self, member: Member, message: Fetch, now: float) -> None:
         exchange = self._find(member, message.xid)

@@ -14,7 +14,7 @@ from zpala.gossip.messages import Condition
 from zpala.gossip.settings import GossipSettings
 
 WARM_UPDATES = 10  # a learner's first updates may take long (compilation): until then it neither stalls nor holds a gate
-UNANSWERED_MAX = 3  # offers in a row without an answer, then the peer holds no gate
+UNANSWERED_MAX = 3  # own offers without an answer, or exchanges broken off, since the last one applied; then the peer holds no gate
 STRIKES_MAX = 3  # bad snapshots, then the peer is quarantined
 QUARANTINE_S = 60.0  # doubles every time
 

@@ -242,6 +242,7 @@ class Protocol:
             outbox=self._out,
         )
         self._counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self._counted_run = self._run.nonce  # whose env_steps ``_budget`` holds
         self._halted = False
         self._now = now
 
@@ -293,6 +294,9 @@ class Protocol:
             for _ in range(SETTLE_MAX):
                 before = self._run.phase
                 self._formation.step(now)
+                if self._run.nonce != self._counted_run:
+                    self._counted_run = self._run.nonce
+                    self._budget.clear()
                 if self._run.phase is before:
                     break
             if self._run.active:
@@ -388,7 +392,7 @@ class Protocol:
             self._membership.unbind(member)  # its next HELLO is refused by name
             self._counters["foreign_run"] += 1
             return
-        if self._budget.merge(message.counters):
+        if message.nonce and message.nonce == self._run.nonce and self._budget.merge(message.counters):
             self._run.changed = True
         self._learn(member, message.condition, message.nonce, now)
 

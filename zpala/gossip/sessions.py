@@ -258,6 +258,10 @@ class Sessions:
 
     def _raise_incarnation(self, member: Member, known: int, now: float) -> None:
         """A restart with a clock that went back may take a higher number, once; a process that already had sessions has a twin."""
+        if known < self.incarnation:  # refuses a HELLO from before I took a higher number
+            member.hello_sent_at = -math.inf
+            self.hello(member, now)
+            return
         if self._welcomed or self._raised:
             text = f"another process runs as line {self._hosts[self._line].source_line} of hosts.txt and started later: this one stops"
             self._fatal(EXIT_DUPLICATE, text)
