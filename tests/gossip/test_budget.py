@@ -146,3 +146,15 @@ def test_rate_may_be_asked_often() -> None:
         rate = counter.rate(step * 0.001)
     assert rate == pytest.approx(1000, rel=0.05)
     assert len(counter._samples) <= 60
+
+
+def test_counts_that_cannot_be_true_are_refused() -> None:
+    counter = BudgetCounter(1000)
+    counter.set_own(0, 7, 10)
+    counter.merge([Counter(1, 1, 2**50), Counter(1, 2, 2**50 + 1), Counter(2, 1, 2**64 - 1)])
+    assert counter.total() == 10 + 2**50
+    assert counter.refused == 2
+    counter.merge([Counter(0, 7, 500)])  # my own: I know better
+    assert counter.total() == 10 + 2**50
+    counter.merge([Counter(0, 6, 500)])  # my predecessor's
+    assert counter.total() == 510 + 2**50

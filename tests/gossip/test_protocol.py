@@ -299,7 +299,7 @@ def test_steps_of_another_run_do_not_count(nonce: bytes, phase: str) -> None:
 def test_what_was_heard_of_a_run_that_could_not_be_joined_is_forgotten() -> None:
     protocol, running = make(line=1), Condition(phase="running", updates=30)
     protocol.start(0.0)
-    old = {"line": 0, "incarnation": 7, "nonce": b"old run."}
+    old: dict[str, Any] = {"line": 0, "incarnation": 7, "nonce": b"old run."}
     (welcome,) = of_type(protocol.on_up(b"x", hello(**old, condition=running), 0.1), Welcome)
     protocol.on_down(0, Welcome(session=5, node="n0", version=1, condition=running, **old), None, 0.2)
     assert protocol.nonce == b"old run."

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from zpala.gossip.messages import Counter
 
 ENTRIES_MAX = 4096  # incarnations of all lines together; more means that a node restarts in a loop, and is not counted
+ENV_STEPS_MAX = 2**50  # of one process; more is no count, and the sum of ENTRIES_MAX such entries still fits 64 bits
 RATE_WINDOW_S = 5.0
 RATE_SAMPLE_S = 0.1
 
@@ -24,7 +25,7 @@ class BudgetCounter:
         if budget < 1:
             raise ValueError(f"the budget is {budget} env_steps; it must be at least 1")
         self.budget = budget
-        self.refused = 0  # entries not taken because of ENTRIES_MAX
+        self.refused = 0  # entries not taken: more than ENTRIES_MAX of them, or one above ENV_STEPS_MAX
         self._steps: dict[tuple[int, int], int] = {}
         self._own: tuple[int, int] | None = None
         self._total = 0
@@ -47,7 +48,10 @@ class BudgetCounter:
         """Take the maximum of each entry; True when anything grew."""
         before = self._total
         for line, incarnation, env_steps in counters:
-            self._raise_to((line, incarnation), env_steps, known_from=env_steps)
+            if env_steps > ENV_STEPS_MAX:
+                self.refused += 1
+            elif (line, incarnation) != self._own:  # nobody knows my own count better
+                self._raise_to((line, incarnation), env_steps, known_from=env_steps)
         return self._total != before
 
     def total(self) -> int:
