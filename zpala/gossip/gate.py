@@ -23,8 +23,9 @@ while a faster one is eligible. Nothing in an exchange waits for a learner (prox
 by waiting learners as well), and every state of an exchange has a deadline, so the exchanges themselves happen.
 
 *Failures.* A neighbour that cannot give news leaves the eligible set by a local timer: silent -> SUSPECT after ``suspect_s``; heartbeats
-but no updates -> stalled after ``stall_s``; never answers offers -> after three of them; left, finished, joining, still in its first ten
-updates -> at once. An empty set opens the gate: a node alone runs free. And no single wait outlasts ``gate_limit_s``.
+but no updates -> stalled after ``stall_s``; offers not answered, or exchanges broken off -> after three since the last one applied; left,
+finished, joining, still in its first ten updates -> at once.
+An empty set opens the gate: a node alone runs free. And no single wait outlasts ``gate_limit_s``.
 
 A line that leaves the eligible set is forgotten (a restarted peer may come back with smaller versions), so a version may count as
 fresh once more after a gap: at most ``max_staleness`` extra updates per gap.
