@@ -173,7 +173,9 @@ def evaluate(
 
 @app.command()
 def plot(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories; each is one run, finished or running.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or running, or .csv files of earlier plots.")
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE.png", help="The picture; the points go into FILE.csv beside it.", show_default=False),

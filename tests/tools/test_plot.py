@@ -16,7 +16,7 @@ import pytest
 from zpala import cli
 from zpala.config import ConfigError, load_config
 from zpala.run_directory import RunDirectoryError, create_node_directory
-from zpala.tools.curves import POINTS_MAX, curve, mean_curve, read_runs, speed, title
+from zpala.tools.curves import COLUMNS, POINTS_MAX, csv_text, curve, mean_curve, read_runs, speed, title
 from zpala.tools.plot import plot_runs
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -115,6 +115,46 @@ def test_the_picture_and_its_points(run: Path, tmp_path: Path) -> None:
     assert (points[0]["return"], points[1]["return"], points[1]["return_count"]) == ("", "-18.000", "2")
     assert (points[5]["time_s"], points[5]["env_steps"], points[5]["cluster_env_steps"]) == ("60.0", "6000", "12000")
     assert {point["sps"] for point in points} == {"100.0", "200.0"}
+
+
+def test_points_stand_for_their_runs_in_a_later_picture(run: Path, tmp_path: Path) -> None:
+    rows = rows_of([100] * 6)
+    drained = make_run(tmp_path / "alone", {"n0": [*rows, {**rows[-1], "time_s": 90.0, "phase": "finished"}]})
+    plot_runs([run, drained], out=tmp_path / "first.png", labels=["two", "one"])
+    read = read_runs([tmp_path / "first.csv"])
+    assert [one.label for one in read] == ["two", "one"]
+    assert csv_text(read) == (tmp_path / "first.csv").read_text()
+    for saved, original in zip(read, read_runs([run, drained]), strict=True):
+        assert [one.speed for one in saved.curves] == [one.speed for one in original.curves]
+    plot_runs([tmp_path / "first.csv", run], out=tmp_path / "second.png", labels=["a", "b", "c"])
+    assert [one.label for one in read_runs([tmp_path / "second.csv"])] == ["a", "b", "c"]
+    assert title(read) == ""
+    assert title([*read, *read_runs([run])]) == title(read_runs([run]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "line 1: the columns are not"),
+        ("", "line 1: the columns are not"),
+        (",".join(COLUMNS) + "\n", "no points"),
+        (",".join(COLUMNS) + "\nr,n0,1.0,x,5,,,1.0\n", "line 2: time_s and env_steps have to be numbers"),
+        (",".join(COLUMNS) + "\nr,n0,,100,5,,,1.0\n", "line 2: time_s and env_steps have to be numbers"),
+        (",".join(COLUMNS) + "\nr,n0,1.0\n", "line 2: time_s and env_steps have to be numbers"),
+        ("\xff", "cannot be read"),
+    ],
+)
+def test_points_that_zpala_did_not_write(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "points.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunDirectoryError, match=message) as raised:
+        read_runs([path])
+    assert str(path) in str(raised.value)
+
+
+def test_missing_points(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"nothing\.csv: cannot be read"):
+        read_runs([tmp_path / "nothing.csv"])
 
 
 @pytest.mark.parametrize("sps", [False, True])

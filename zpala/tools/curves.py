@@ -1,6 +1,7 @@
-"""Learning curves of runs, from their metrics.jsonl: thinned points, means over nodes, speeds at both ends of a run. Reads only.
+"""Learning curves of runs, from their metrics.jsonl or from points saved earlier. Reads only.
 
-Speeds come from the counters of two rows, never from the mean of logged speeds, so rows of unequal length weigh as they should.
+Points are thinned. Speeds come from the counters of two rows, never from the mean of logged speeds, so rows of unequal length weigh as they
+should.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import csv
 import io
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,28 +71,49 @@ class RunCurves:
 
 
 def read_runs(runs: Sequence[Path], labels: Sequence[str] = ()) -> list[RunCurves]:
-    """Reads the curves of ``runs``; a run may still be running.
+    """Reads the curves of ``runs``: run directories, which may still be written, and .csv files that ``zpala plot`` made.
 
     Args:
-        labels: one per run, or none: then a run is called by its directory, its nodes and their environments.
+        labels: one per run, or none: then a run is called by its directory, its nodes and their environments, or as the .csv calls it. A
+            .csv may hold several runs.
     Raises:
         ConfigError: as many labels as runs are needed.
-        RunDirectoryError: no run directory, or no node of it has made a step yet.
+        RunDirectoryError: neither a run directory nor such a .csv, or no node has made a step yet.
     """
-    if labels and len(labels) != len(runs):
-        raise ConfigError(f"--label: {len(labels)} label(s) for {len(runs)} run(s). Give one --label per run, in the same order, or none.")
     alike = len({run.resolve().name for run in runs}) < len(runs)
-    read = []
-    for index, run in enumerate(runs):
-        rows = {directory.name: _training_rows(directory / "metrics.jsonl") for directory in node_directories(run)}
-        curves = tuple(curve(node, found) for node, found in rows.items() if found)
-        if not curves:
-            raise RunDirectoryError(f"{run}: no node of this run has logged a step yet. Wait for the first row of metrics.jsonl.")
-        config = _config(run)
-        name = str(run) if alike else run.resolve().name
-        label = labels[index] if labels else f"{name}: {len(curves)} x {config.get('environment', {}).get('num_envs', '?')} environments"
-        read.append(RunCurves(label, curves, _facts(config)))
-    return read
+    read = [found for run in runs for found in (read_points(run) if run.suffix.lower() == ".csv" else [read_run(run, alike)])]
+    if labels and len(labels) != len(read):
+        raise ConfigError(f"--label: {len(labels)} label(s) for {len(read)} run(s). Give one --label per run, in the same order, or none.")
+    return [replace(run, label=label) for run, label in zip(read, labels, strict=True)] if labels else read
+
+
+def read_run(run: Path, whole_path: bool = False) -> RunCurves:
+    """The curves of one run directory; ``whole_path``: it is called by its path instead of its name."""
+    rows = {directory.name: _training_rows(directory / "metrics.jsonl") for directory in node_directories(run)}
+    curves = tuple(curve(node, found) for node, found in rows.items() if found)
+    if not curves:
+        raise RunDirectoryError(f"{run}: no node of this run has logged a step yet. Wait for the first row of metrics.jsonl.")
+    config = _config(run)
+    name = str(run) if whole_path else run.resolve().name
+    label = f"{name}: {len(curves)} x {config.get('environment', {}).get('num_envs', '?')} environments"
+    return RunCurves(label, curves, _facts(config))
+
+
+def read_points(path: Path) -> list[RunCurves]:
+    """The runs of a .csv that ``csv_text`` wrote; such a file does not say how a run was set up, so they have no ``facts``."""
+    runs: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise RunDirectoryError(f"{path}, line 1: the columns are not {','.join(COLUMNS)}. Name a .csv that zpala plot wrote.")
+            for point in reader:
+                runs.setdefault(point["run"], {}).setdefault(point["node"], []).append(_point_row(point, f"{path}, line {reader.line_num}"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunDirectoryError(f"{path}: cannot be read ({error}). Name a .csv that zpala plot wrote.") from None
+    if not runs:
+        raise RunDirectoryError(f"{path}: there are no points in it. Name a .csv that zpala plot wrote.")
+    return [RunCurves(label, tuple(curve(node, rows) for node, rows in nodes.items()), ()) for label, nodes in runs.items()]
 
 
 def curve(node: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
@@ -160,7 +182,10 @@ def csv_text(runs: Sequence[RunCurves]) -> str:
 
 
 def title(runs: Sequence[RunCurves]) -> str:
-    """What the runs have in common; in brackets what each kind of run has for itself."""
+    """What the runs have in common; in brackets what each kind of run has for itself. Runs without facts are left out."""
+    runs = [run for run in runs if run.facts]
+    if not runs:
+        return ""
     shared = [fact for fact in runs[0].facts if all(fact in run.facts for run in runs)]
     own = dict.fromkeys(", ".join(fact for fact in run.facts if fact not in shared) for run in runs)
     return ", ".join(shared) + (f" ({' / '.join(filter(None, own))})" if any(own) else "")
@@ -172,6 +197,18 @@ def _training_rows(path: Path) -> list[dict[str, Any]]:
         return []
     rows = [row for row in read_rows(path) if all(isinstance(row.get(key), int | float) for key in ("time_s", "env_steps"))]
     return [row for row in rows if row["env_steps"] > 0]
+
+
+def _point_row(point: Mapping[str, str | None], place: str) -> dict[str, Any]:
+    """A line of points as the row of metrics.jsonl that it came from; a point without a speed was no training."""
+    try:
+        numbers = {column: float(value) for column in COLUMNS[2:] if (value := point[column]) != ""}  # type: ignore[arg-type]
+        row: dict[str, Any] = {"time_s": numbers["time_s"], "env_steps": numbers["env_steps"]}
+    except (KeyError, TypeError, ValueError):
+        raise RunDirectoryError(f"{place}: time_s and env_steps have to be numbers, the others numbers or nothing.") from None
+    names = {"cluster_env_steps": "cluster_env_steps", "return": "charts/episodic_return", "return_count": "charts/episodic_return_count"}
+    row |= {name: numbers[column] for column, name in names.items() if column in numbers}
+    return row | {"phase": "running" if "sps" in numbers else "draining"}
 
 
 def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Vector:

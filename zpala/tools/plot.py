@@ -34,6 +34,7 @@ def plot_runs(runs: Sequence[Path], *, out: Path | None, labels: Sequence[str] =
     """Draws ``runs`` into ``out`` (a .png) and writes their points beside it (.csv); returns what to tell the person.
 
     Args:
+        runs: run directories, or .csv files with the points of earlier pictures.
         out: existing files are replaced; None: only the table is made.
         labels: one per run, or none.
         sps: a third panel with the speed of the nodes.
