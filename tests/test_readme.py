@@ -31,6 +31,7 @@ def test_the_exit_statuses_are_those_of_the_code() -> None:
 def test_options_exist() -> None:
     known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--env-arg", "--episodes", "--help"}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds"}  # of plot and bench
+    known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 

@@ -191,6 +191,47 @@ def plot(
     _print(plot_runs(runs, out=out, labels=labels or (), sps=sps))
 
 
+@app.command()
+def simulate(
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="How many seeds, one after the other.")] = 24,
+    nodes: Annotated[str, typer.Option("--nodes", "-n", metavar="N", help="Nodes of a seed, or a range to draw from: 6-12.")] = "12",
+    seconds: Annotated[float, typer.Option("--seconds", metavar="X", min=60.0, help="Virtual seconds of a seed.")] = 120.0,
+    faults: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="NAME", help="Only this class of faults; repeatable; none: no fault.", show_default=False),
+    ] = None,
+    topology: Annotated[
+        str | None, typer.Option("--topology", metavar="NAME", help="Default: drawn from full, ring, exponential.", show_default=False)
+    ] = None,
+    limit: Annotated[float, typer.Option("--limit", metavar="X", min=1.0, help="Begin no further seed after so many seconds.")] = 30.0,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", metavar="N", min=1, help="Processes; default: one per core.", show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Distance over virtual time, a line per seed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play the gossip of many nodes with faults, on a virtual network. Exit status 1 if anything that must hold did not."""
+    from zpala.tools.simulate import draw, run_campaign
+
+    campaign = run_campaign(
+        seeds=seeds,
+        first_seed=seed,
+        nodes=nodes,
+        seconds=seconds,
+        faults=faults or (),
+        topology=topology,
+        limit_s=limit,
+        jobs=jobs,
+    )
+    if picture is not None:
+        draw(campaign, picture)
+    _print(campaign.json() if as_json else campaign.text())
+    raise typer.Exit(ExitCode.UNEXPECTED if campaign.failures else ExitCode.FINISHED)
+
+
 @topology_app.command("list")
 def topology_list() -> None:
     """The topologies that zpala brings along."""

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gossip.memory_cluster import MemoryCluster
 from zpala.gossip.messages import StateMeta, StatePart
 from zpala.gossip.settings import GossipSettings
+from zpala.sim.cluster import VirtualCluster
 
 
-def running(size: int, late: int = 0, seed: int = 1, **options: Any) -> MemoryCluster:
+def running(size: int, late: int = 0, seed: int = 1, **options: Any) -> VirtualCluster:
     """``size`` nodes run for five seconds; ``late`` more lines of the list have not started."""
     settings = options.pop("settings", GossipSettings(wait_for=size))
     times = [0.0] * size + [1e6] * late
-    cluster = MemoryCluster(size + late, seed, settings=settings, start_times=times, periods=options.pop("periods", 0.05), **options)
+    cluster = VirtualCluster(size + late, seed, settings=settings, start_times=times, periods=options.pop("periods", 0.05), **options)
     for node in cluster.nodes[:size]:
         node.learner.slot[:] = 10.0 + node.line
     cluster.run(5.0)
@@ -24,7 +24,7 @@ def running(size: int, late: int = 0, seed: int = 1, **options: Any) -> MemoryCl
     return cluster
 
 
-def joined(cluster: MemoryCluster, line: int, within_s: float = 10.0) -> float:
+def joined(cluster: VirtualCluster, line: int, within_s: float = 10.0) -> float:
     """Start ``line``; returns how long it took until it learned."""
     node = cluster.nodes[line]
     began = cluster.now
@@ -63,7 +63,7 @@ def test_a_late_node_averages_soon_and_holds_nobody() -> None:
     assert late.learner.view is not None
     assert (late.learner.view.averaged, late.learner.view.neighbours_live) == (3, 3)
     assert cluster.forced == []
-    cluster.check()
+    assert cluster.problems() == []
 
 
 def test_a_restarted_node_is_taken_in_at_once_and_its_past_is_fenced() -> None:
@@ -91,7 +91,7 @@ def test_several_join_at_the_same_time_from_one_donor() -> None:
     assert cluster.counter("adoption_rejected") == 0
     assert [node.learner.slot[0] for node in cluster.nodes] == [10.0] * 4
     cluster.run(3.0)
-    cluster.check()
+    assert cluster.problems() == []
 
 
 def test_one_after_the_other_the_donor_captures_anew() -> None:
@@ -105,10 +105,10 @@ def test_one_after_the_other_the_donor_captures_anew() -> None:
 
 def test_a_donor_that_dies_in_the_middle_is_replaced_by_the_next() -> None:
     cluster = running(3, late=1)
-    cluster.bandwidth = 100.0  # a part of 64 bytes takes most of a second
+    cluster.network.bandwidth = 100.0  # a part of 64 bytes takes most of a second
     late = cluster.nodes[3]
     late.run()
-    assert cluster.run(5.0, lambda: cluster.sent["StateFetch"] > 0 and late.protocol._joiner._donor is not None)
+    assert cluster.run(5.0, lambda: cluster.network.sent["StateFetch"] > 0 and late.protocol._joiner._donor is not None)
     donor = late.protocol._joiner._donor
     assert donor is not None
     cluster.kill(donor.line)
@@ -130,7 +130,7 @@ def test_a_damaged_part_is_refused_and_the_next_donor_asked(part: int) -> None:
             content.view(np.uint8)[3] ^= 0x40
         return content
 
-    cluster.corrupt = corrupt
+    cluster.network.corrupt = corrupt
     joined(cluster, 2)
     late = cluster.nodes[2]
     assert damaged == 1
@@ -173,7 +173,7 @@ def test_a_state_of_another_kind_is_refused(change: str) -> None:
 @pytest.mark.parametrize("reset", [0.02, 0.1])
 def test_resets_only_delay_it(seed: int, reset: float) -> None:
     cluster = running(3, late=1, seed=seed, settings=GossipSettings(wait_for=3))
-    cluster.reset = reset
+    cluster.network.reset = reset
     joined(cluster, 3, within_s=60.0)
     late = cluster.nodes[3]
     assert late.learner.slot[0] == 10.0

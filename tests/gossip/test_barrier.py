@@ -7,10 +7,11 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.gossip.memory_cluster import MemoryCluster, Node, ring
 from zpala.gossip.barrier import Follow, Join, Lead, Run, Seen, Step, TakeOver, Wait, next_step
 from zpala.gossip.membership import Phase
 from zpala.gossip.settings import GossipSettings
+from zpala.sim.cluster import VirtualCluster, ring
+from zpala.sim.node import SimulatedNode
 
 A, B = b"aaaaaaaa", b"bbbbbbbb"
 WAITING, STARTING, READY, RUNNING, FINISHED = Phase.WAITING, Phase.STARTING, Phase.READY, Phase.RUNNING, Phase.FINISHED
@@ -75,18 +76,18 @@ def test_orphans_are_led_by_their_lowest_line(line: int, peers: list[tuple[int, 
 # ---- in a cluster ----------------------------------------------------------------------------------------------------------------------
 
 
-def when_running(node: Node) -> float:
+def when_running(node: SimulatedNode) -> float:
     return next(at for phase, at in node.protocol._run.history if phase is RUNNING)
 
 
-def one_run(cluster: MemoryCluster) -> None:
+def one_run(cluster: VirtualCluster) -> None:
     assert len({node.protocol.nonce for node in cluster.nodes}) == 1
     assert {node.protocol.phase for node in cluster.nodes} == {RUNNING}
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([0.0, 1.0, 2.5]))[:4])
 def test_everybody_starts_together_with_the_lowest_lines_parameters(order: tuple[float, ...]) -> None:
-    cluster = MemoryCluster(3, 1, start_times=order, periods=10.0, drift=0.0)
+    cluster = VirtualCluster(3, 1, start_times=order, periods=10.0, drift=0.0)
     first = cluster.nodes[0].learner.vector.copy()
     cluster.run(2.4)
     assert {node.learner.state for node in cluster.nodes} == {"waiting"}
@@ -102,7 +103,7 @@ def test_everybody_starts_together_with_the_lowest_lines_parameters(order: tuple
 
 
 def test_with_their_own_parameters_only_the_nonce_is_agreed_on() -> None:
-    cluster = MemoryCluster(3, 2, settings=GossipSettings(initial="own"), periods=10.0, drift=0.0)
+    cluster = VirtualCluster(3, 2, settings=GossipSettings(initial="own"), periods=10.0, drift=0.0)
     before = [node.learner.vector.copy() for node in cluster.nodes]
     assert cluster.run(5.0, cluster.all_started)
     one_run(cluster)
@@ -112,7 +113,7 @@ def test_with_their_own_parameters_only_the_nonce_is_agreed_on() -> None:
 
 
 def test_after_the_timeout_it_starts_with_whom_is_there_and_says_so() -> None:
-    cluster = MemoryCluster(3, 3, settings=GossipSettings(start_timeout_s=4.0), start_times=[1e6, 0.0, 1.0])
+    cluster = VirtualCluster(3, 3, settings=GossipSettings(start_timeout_s=4.0), start_times=[1e6, 0.0, 1.0])
     cluster.run(3.9)
     assert {node.learner.state for node in cluster.nodes} == {"waiting"}
     cluster.run(2.5)
@@ -121,7 +122,7 @@ def test_after_the_timeout_it_starts_with_whom_is_there_and_says_so() -> None:
 
 
 def test_wait_for_a_number() -> None:
-    cluster = MemoryCluster(4, 4, settings=GossipSettings(wait_for=2), start_times=[1e6, 0.0, 1e6, 2.0])
+    cluster = VirtualCluster(4, 4, settings=GossipSettings(wait_for=2), start_times=[1e6, 0.0, 1e6, 2.0])
     cluster.run(1.9)
     assert cluster.nodes[1].learner.state == "waiting"
     cluster.run(1.0)
@@ -130,14 +131,14 @@ def test_wait_for_a_number() -> None:
 
 
 def test_alone_in_the_list_starts_at_once() -> None:
-    cluster = MemoryCluster(1, 5, topology=ring(1), start_times=[0.0])
+    cluster = VirtualCluster(1, 5, topology=ring(1), start_times=[0.0])
     cluster.run(0.01)
     assert cluster.nodes[0].learner.state == "learning"
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_resets_only_delay_the_start(seed: int) -> None:
-    cluster = MemoryCluster(5, seed, reset=0.05)
+    cluster = VirtualCluster(5, seed, reset=0.05)
     assert cluster.run(30.0, cluster.all_started)
     cluster.run(1.0)
     one_run(cluster)
@@ -145,7 +146,7 @@ def test_resets_only_delay_the_start(seed: int) -> None:
 
 @pytest.mark.parametrize("dies_at", [0.30, 0.31, 0.32, 0.33, 0.35])
 def test_a_leader_that_dies_during_the_start_is_replaced(dies_at: float) -> None:
-    cluster = MemoryCluster(3, 6, settings=GossipSettings(start_timeout_s=3.0), start_times=[0.3, 0.0, 0.0], latency_s=(0.005, 0.01))
+    cluster = VirtualCluster(3, 6, settings=GossipSettings(start_timeout_s=3.0), start_times=[0.3, 0.0, 0.0], latency_s=(0.005, 0.01))
     cluster.run(dies_at)
     cluster.kill(0)
     assert cluster.run(20.0, lambda: all(node.learner.state == "learning" for node in cluster.nodes[1:]))
@@ -154,7 +155,7 @@ def test_a_leader_that_dies_during_the_start_is_replaced(dies_at: float) -> None
 
 
 def test_a_cluster_of_sixteen_starts_within_a_second() -> None:
-    cluster = MemoryCluster(16, 7, start_times=[0.0] * 16, periods=0.5)
+    cluster = VirtualCluster(16, 7, start_times=[0.0] * 16, periods=0.5)
     assert cluster.run(1.0, cluster.all_started)
     cluster.run(0.2)
     one_run(cluster)
@@ -164,7 +165,7 @@ def test_a_cluster_of_sixteen_starts_within_a_second() -> None:
 
 
 def test_two_waiting_nodes_that_disagree_both_stop_and_name_field_and_values() -> None:
-    cluster = MemoryCluster(2, 8)
+    cluster = VirtualCluster(2, 8)
     cluster.nodes[1].protocol._sessions._agreement["seed"] = "2"
     cluster.run(2.0)
     for node, mine, theirs in ((cluster.nodes[0], "1", "2"), (cluster.nodes[1], "2", "1")):
@@ -175,7 +176,7 @@ def test_two_waiting_nodes_that_disagree_both_stop_and_name_field_and_values() -
 
 
 def test_a_running_node_only_mentions_a_newcomer_that_disagrees() -> None:
-    cluster = MemoryCluster(3, 9, settings=GossipSettings(wait_for=2), start_times=[0.0, 0.0, 3.0])
+    cluster = VirtualCluster(3, 9, settings=GossipSettings(wait_for=2), start_times=[0.0, 0.0, 3.0])
     cluster.nodes[2].protocol._sessions._agreement["topology"] = "other"
     cluster.run(5.0)
     assert cluster.nodes[2].fatal is not None
@@ -186,15 +187,15 @@ def test_a_running_node_only_mentions_a_newcomer_that_disagrees() -> None:
         assert sum("do not agree" in log.text for log in node.logs) == 1
 
 
-def two_runs(left: int, right: int) -> MemoryCluster:
+def two_runs(left: int, right: int) -> VirtualCluster:
     """Two clusters that cannot see each other start; then they meet."""
     size = left + right
-    cluster = MemoryCluster(size, 10, settings=GossipSettings(start_timeout_s=1.0), periods=0.1)
-    cluster.partition(range(left), range(left, size))
+    cluster = VirtualCluster(size, 10, settings=GossipSettings(start_timeout_s=1.0), periods=0.1)
+    cluster.network.partition(range(left), range(left, size))
     cluster.run(5.0)
     assert {node.protocol.phase for node in cluster.nodes} == {RUNNING}
     assert cluster.nodes[0].protocol.nonce != cluster.nodes[-1].protocol.nonce
-    cluster.heal()
+    cluster.network.heal()
     cluster.run(8.0)
     return cluster
 
@@ -226,13 +227,13 @@ def test_of_two_lone_nodes_the_older_start_stops() -> None:
 
 
 def test_without_gossip_nodes_form_the_run_and_never_average() -> None:
-    cluster = MemoryCluster(3, 11, settings=GossipSettings(enabled=False, max_staleness=1), periods=0.1, budget=3 * 80 * 30)
+    cluster = VirtualCluster(3, 11, settings=GossipSettings(enabled=False, max_staleness=1), periods=0.1, budget=3 * 80 * 30)
     first = cluster.nodes[0].learner.vector.copy()
     assert cluster.run(5.0, cluster.all_started)
     for node in cluster.nodes:
         assert np.abs(node.learner.vector - first).max() < 0.1
     assert cluster.run(20.0, lambda: all(node.drained for node in cluster.nodes))
-    assert cluster.sent["Offer"] == 0
+    assert cluster.network.sent["Offer"] == 0
     assert cluster.forced == []
     assert [node.learner.gate.waits for node in cluster.nodes] == [0, 0, 0]
     assert sum(node.learner.updates for node in cluster.nodes) * 80 < cluster.budget * 1.3

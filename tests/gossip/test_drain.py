@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gossip.memory_cluster import MemoryCluster, full, ring
 from zpala.gossip.drain import Drain
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology
+from zpala.sim.cluster import VirtualCluster, full, ring
 
 PER_UPDATE = 80
 
@@ -34,7 +34,7 @@ def test_ends_at_its_limit() -> None:
     assert drain.over(15.0)
 
 
-def drained(cluster: MemoryCluster, within_s: float = 60.0) -> float:
+def drained(cluster: VirtualCluster, within_s: float = 60.0) -> float:
     """Run to the end; returns the seconds between the first FINISHED and the last leaving."""
     assert cluster.run(within_s, lambda: all(node.drained or node.fatal for node in cluster.nodes if node.alive or node.drained))
     finished = [at for node in cluster.nodes for phase, at in node.protocol._run.history if phase == "finished"]
@@ -49,7 +49,7 @@ def star(size: int) -> Topology:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_end_close_together(topology: Topology, seed: int) -> None:
     size = topology.size
-    cluster = MemoryCluster(size, seed, topology=topology, budget=size * 60 * PER_UPDATE, periods=0.05, drift=0.02)
+    cluster = VirtualCluster(size, seed, topology=topology, budget=size * 60 * PER_UPDATE, periods=0.05, drift=0.02)
     took_s = drained(cluster)
     assert [node.drained for node in cluster.nodes] == ["drained"] * size
     assert took_s < 3.0
@@ -57,21 +57,20 @@ def test_all_end_close_together(topology: Topology, seed: int) -> None:
         for j in topology.neighbours(i):
             own, peer = node.learner.vector, cluster.nodes[j].learner.vector
             assert float(((own - peer) ** 2).sum() ** 0.5 / (own**2).sum() ** 0.5) < 3e-3
-    assert cluster.half_applied() == []
-    cluster.check()
+    assert cluster.ledger.half_applied() == []
+    assert cluster.problems() == []
 
 
 def test_without_the_drain_they_would_not_be_close() -> None:
-    cluster = MemoryCluster(5, 0, budget=5 * 60 * PER_UPDATE, periods=0.05, drift=0.02, settings=GossipSettings(drain_s=0.0))
+    cluster = VirtualCluster(5, 0, budget=5 * 60 * PER_UPDATE, periods=0.05, drift=0.02, settings=GossipSettings(drain_s=0.0))
     drained(cluster)
     assert cluster.distance() > 3e-3
 
 
 def test_the_sum_is_conserved_to_the_very_end() -> None:
-    cluster = MemoryCluster(4, 2, budget=4 * 60 * PER_UPDATE, periods=0.05, drift=0.02)
+    cluster = VirtualCluster(4, 2, budget=4 * 60 * PER_UPDATE, periods=0.05, drift=0.02)
     cluster.linger_s = 1e9  # processes that have left stay to be counted
     assert cluster.run(20.0, cluster.all_started)
-    cluster.mark()
     drained(cluster)
     cluster.run(1.0)
     assert cluster.drift_error() < 1e-4
@@ -81,14 +80,14 @@ def test_the_sum_is_conserved_to_the_very_end() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_resets_during_the_drain(seed: int) -> None:
-    cluster = MemoryCluster(5, seed, budget=5 * 60 * PER_UPDATE, periods=0.05, drift=0.02, reset=0.01)
+    cluster = VirtualCluster(5, seed, budget=5 * 60 * PER_UPDATE, periods=0.05, drift=0.02, reset=0.01)
     drained(cluster)
     assert cluster.distance() < 5e-3
-    cluster.check()
+    assert cluster.problems() == []
 
 
 def test_the_budget_is_the_clusters_and_fast_nodes_do_more_of_it() -> None:
-    cluster = MemoryCluster(3, 3, budget=300 * PER_UPDATE, periods=[0.02, 0.05, 0.2])
+    cluster = VirtualCluster(3, 3, budget=300 * PER_UPDATE, periods=[0.02, 0.05, 0.2])
     drained(cluster)
     updates = [node.learner.updates for node in cluster.nodes]
     assert updates[0] > updates[1] > updates[2]
@@ -100,7 +99,7 @@ def test_the_budget_is_the_clusters_and_fast_nodes_do_more_of_it() -> None:
 
 
 def test_one_that_finishes_finishes_all() -> None:
-    cluster = MemoryCluster(4, 4, periods=0.05)
+    cluster = VirtualCluster(4, 4, periods=0.05)
     assert cluster.run(20.0, cluster.all_started)
     cluster.run(2.0)
     node = cluster.nodes[2]
@@ -114,7 +113,7 @@ def test_one_that_finishes_finishes_all() -> None:
 
 
 def test_the_target_is_reached_when_every_live_node_has_reached_it() -> None:
-    cluster = MemoryCluster(3, 5, periods=0.05, target_return=475.0)
+    cluster = VirtualCluster(3, 5, periods=0.05, target_return=475.0)
     assert cluster.run(20.0, cluster.all_started)
     cluster.nodes[0].return_mean = cluster.nodes[1].return_mean = 480.0
     cluster.run(3.0)
@@ -126,7 +125,7 @@ def test_the_target_is_reached_when_every_live_node_has_reached_it() -> None:
 
 
 def test_a_neighbour_that_never_finishes_is_waited_for_no_longer_than_the_limit() -> None:
-    cluster = MemoryCluster(3, 6, periods=0.05, budget=3 * 60 * PER_UPDATE)
+    cluster = VirtualCluster(3, 6, periods=0.05, budget=3 * 60 * PER_UPDATE)
     assert cluster.run(20.0, cluster.all_started)
     cluster.run(1.0)
     cluster.nodes[0].learner.state = "hung"
@@ -137,7 +136,7 @@ def test_a_neighbour_that_never_finishes_is_waited_for_no_longer_than_the_limit(
 
 
 def test_a_peer_that_dies_during_the_drain_is_not_waited_for() -> None:
-    cluster = MemoryCluster(3, 7, periods=0.05, budget=3 * 60 * PER_UPDATE)
+    cluster = VirtualCluster(3, 7, periods=0.05, budget=3 * 60 * PER_UPDATE)
     assert cluster.run(60.0, lambda: cluster.nodes[0].protocol.phase == "finished")
     cluster.kill(2)
     cluster.run(20.0, lambda: all(node.drained for node in cluster.nodes[:2]))
@@ -146,15 +145,14 @@ def test_a_peer_that_dies_during_the_drain_is_not_waited_for() -> None:
 
 def test_who_comes_during_the_last_seconds_ends_with_the_others() -> None:
     settings = GossipSettings(wait_for=2)
-    cluster = MemoryCluster(3, 8, periods=0.05, budget=2 * 60 * PER_UPDATE, settings=settings, start_times=[0.0, 0.0, 2.8])
+    cluster = VirtualCluster(3, 8, periods=0.05, budget=2 * 60 * PER_UPDATE, settings=settings, start_times=[0.0, 0.0, 2.8])
     drained(cluster, 30.0)
     assert [node.drained for node in cluster.nodes] == ["drained"] * 3
 
 
 def test_leaving_alone_ends_one_node_and_not_the_run() -> None:
-    cluster = MemoryCluster(3, 9, periods=0.05)
+    cluster = VirtualCluster(3, 9, periods=0.05)
     assert cluster.run(20.0, cluster.all_started)
-    cluster.mark()
     cluster.run(2.0)
     leaver = cluster.nodes[1]
     left = cluster.now
@@ -171,12 +169,12 @@ def test_leaving_alone_ends_one_node_and_not_the_run() -> None:
     cluster.run(8.0)
     assert cluster.counter("dead") == 0  # it said so
     assert cluster.counter("redials") == 0
-    assert cluster.half_applied() == []
+    assert cluster.ledger.half_applied() == []
     assert all(node.learner.longest_wait_s < 0.5 for node in others)
 
 
 def test_stopping_before_the_run_has_begun() -> None:
-    cluster = MemoryCluster(2, 10, start_times=[0.0, 1e6])
+    cluster = VirtualCluster(2, 10, start_times=[0.0, 1e6])
     cluster.run(1.0)
     node = cluster.nodes[0]
     node.do(node.protocol.on_stop(cluster.now))
@@ -185,7 +183,7 @@ def test_stopping_before_the_run_has_begun() -> None:
 
 
 def test_finishing_before_the_run_has_begun() -> None:
-    cluster = MemoryCluster(2, 11, start_times=[0.0, 1e6])
+    cluster = VirtualCluster(2, 11, start_times=[0.0, 1e6])
     cluster.run(1.0)
     node = cluster.nodes[0]
     node.do(node.protocol.on_finished("stop", cluster.now))

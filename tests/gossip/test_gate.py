@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from tests.gossip.memory_cluster import MemoryCluster, full, ring
 from zpala.gossip.gate import Closed, Forced, FreshnessGate, Open
 from zpala.gossip.settings import GossipSettings
+from zpala.sim.cluster import VirtualCluster, full, ring
 
 
 def test_opens_for_max_staleness_updates() -> None:
@@ -115,14 +115,14 @@ def test_two_closed_nodes_always_have_news_for_each_other(staleness: int) -> Non
 # ---- in a cluster --------------------------------------------------------------------------------------------------------------------
 
 
-def run(cluster: MemoryCluster, seconds: float) -> MemoryCluster:
+def run(cluster: VirtualCluster, seconds: float) -> VirtualCluster:
     assert cluster.run(20.0, cluster.all_started)
     cluster.run(seconds)
-    cluster.check()
+    assert cluster.problems() == []
     return cluster
 
 
-def waited_share(cluster: MemoryCluster, line: int, seconds: float) -> float:
+def waited_share(cluster: VirtualCluster, line: int, seconds: float) -> float:
     return cluster.nodes[line].learner.gate.waited_s / seconds
 
 
@@ -137,7 +137,7 @@ def waited_share(cluster: MemoryCluster, line: int, seconds: float) -> float:
 )
 def test_healthy_learners_hardly_wait(periods: list[float], allowed: float) -> None:
     seconds = 15.0
-    cluster = run(MemoryCluster(len(periods), 3, periods=periods), seconds)
+    cluster = run(VirtualCluster(len(periods), 3, periods=periods), seconds)
     assert cluster.forced == []
     assert max(waited_share(cluster, line, seconds) for line in range(len(periods))) <= allowed
     for node in cluster.nodes:
@@ -147,14 +147,14 @@ def test_healthy_learners_hardly_wait(periods: list[float], allowed: float) -> N
 
 def test_four_busy_nodes_on_one_slow_machine_hardly_wait() -> None:
     # an exchange takes as long as an update
-    cluster = run(MemoryCluster(4, 4, periods=0.03, latency_s=(0.003, 0.02)), 15.0)
+    cluster = run(VirtualCluster(4, 4, periods=0.03, latency_s=(0.003, 0.02)), 15.0)
     assert cluster.forced == []
     assert max(waited_share(cluster, line, 15.0) for line in range(4)) < 0.05
 
 
 def test_a_gate_of_one_update_still_moves() -> None:
     settings = GossipSettings(max_staleness=1)
-    cluster = run(MemoryCluster(4, 5, settings=settings, periods=0.03, topology=ring(4)), 1.0)
+    cluster = run(VirtualCluster(4, 5, settings=settings, periods=0.03, topology=ring(4)), 1.0)
     for node in cluster.nodes:
         node.learner.staleness_max = 0  # nobody holds the gate during its first ten updates
     cluster.run(8.0)
@@ -165,7 +165,7 @@ def test_a_gate_of_one_update_still_moves() -> None:
 
 def test_one_far_slower_peer_alone_paces_the_fast_one() -> None:
     # ratio 50, max_staleness 16: the fast one may do 16 updates per news of the slow one, and is never forced open
-    cluster = run(MemoryCluster(2, 6, periods=[0.02, 1.0]), 30.0)
+    cluster = run(VirtualCluster(2, 6, periods=[0.02, 1.0]), 30.0)
     fast, slow = cluster.nodes
     assert cluster.forced == []
     assert slow.learner.updates >= 25
@@ -175,7 +175,7 @@ def test_one_far_slower_peer_alone_paces_the_fast_one() -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_dead_peer_releases_the_others(size: int) -> None:
-    cluster = run(MemoryCluster(size, 7, periods=0.05), 3.0)
+    cluster = run(VirtualCluster(size, 7, periods=0.05), 3.0)
     cluster.kill(size - 1)
     before = [node.learner.updates for node in cluster.live()]
     cluster.run(10.0)
@@ -189,7 +189,7 @@ def test_a_dead_peer_releases_the_others(size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_a_hung_learner_releases_the_others(size: int) -> None:
-    cluster = run(MemoryCluster(size, 8, periods=0.05), 3.0)
+    cluster = run(VirtualCluster(size, 8, periods=0.05), 3.0)
     hung = cluster.nodes[0]
     hung.learner.state = "hung"  # its proxy goes on: heartbeats, answers
     cluster.run(30.0)
@@ -207,7 +207,7 @@ def test_a_hung_learner_releases_the_others(size: int) -> None:
 
 
 def test_a_peer_that_answers_busy_for_ever_is_waited_for_no_longer_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = run(MemoryCluster(2, 9, periods=0.05), 3.0)
+    cluster = run(VirtualCluster(2, 9, periods=0.05), 3.0)
     monkeypatch.setattr(cluster.nodes[0].protocol, "_refusal", lambda member, now: "engaged")
     cluster.nodes[0].exchanges.__class__ = type("Silent", (type(cluster.nodes[0].exchanges),), {"can_start": False})
     cluster.run(20.0)
@@ -217,15 +217,15 @@ def test_a_peer_that_answers_busy_for_ever_is_waited_for_no_longer_than_the_limi
 
 
 def test_alone_in_the_list_runs_free() -> None:
-    cluster = run(MemoryCluster(1, 10, periods=0.05, topology=full(1)), 5.0)
+    cluster = run(VirtualCluster(1, 10, periods=0.05, topology=full(1)), 5.0)
     assert cluster.nodes[0].learner.gate.waits == 0
     assert cluster.nodes[0].learner.updates > 90
 
 
 def test_a_peer_whose_exchanges_never_end_in_time_releases_the_gate() -> None:
-    cluster = run(MemoryCluster(2, 8, periods=0.05), 3.0)
+    cluster = run(VirtualCluster(2, 8, periods=0.05), 3.0)
     exchanges = cluster.counter("applied")
-    cluster.bandwidth = cluster.numel * 4 / (2 * cluster.settings.exchange_timeout_s)  # every transfer takes twice the limit
+    cluster.network.bandwidth = cluster.numel * 4 / (2 * cluster.settings.exchange_timeout_s)  # every transfer takes twice the limit
     cluster.run(60.0)
     assert exchanges > 0
     before = [node.learner.updates for node in cluster.nodes]

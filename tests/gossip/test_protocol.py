@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gossip.memory_cluster import NUMEL, MemoryCluster, full, schema_of
 from zpala.gossip.actions import Log, Payload, SendDown, SendUp, ToLearner
 from zpala.gossip.codec import encode
 from zpala.gossip.events import Fatal, Published, View
@@ -37,6 +36,7 @@ from zpala.gossip.pacing import Pacing
 from zpala.gossip.partners import choose
 from zpala.gossip.protocol import Protocol
 from zpala.gossip.settings import GossipSettings
+from zpala.sim.cluster import NUMEL, VirtualCluster, full, schema_of
 
 AGREEMENT = {"seed": "1"}
 ALONE = Condition(phase="waiting")
@@ -423,7 +423,7 @@ def test_partners_are_drawn_uniformly_and_repeatably() -> None:
 
 
 def test_the_views_numbers_add_up() -> None:
-    cluster = MemoryCluster(4, 1, periods=0.05)
+    cluster = VirtualCluster(4, 1, periods=0.05)
     assert cluster.run(20.0, cluster.all_started)
     cluster.run(8.0)
     for node in cluster.nodes:
