@@ -124,7 +124,12 @@ def _root(
 def node(
     peers: Annotated[
         Path,
-        typer.Option("--peers", metavar="HOSTS.txt", envvar="ZPALA_PEERS", help="All nodes: a line 'host:port' or 'name host:port' each."),
+        typer.Option(
+            "--peers",
+            metavar="HOSTS.txt",
+            envvar="ZPALA_PEERS",
+            help="All nodes: a line 'host:port' or 'name host:port' each. Or dns:NAME:PORT: all addresses of a name.",
+        ),
     ],
     run_file: RunFile = None,
     *,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
-from collections.abc import Mapping
+import socket
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from zpala.config import Config, ConfigError
 from zpala.gossip.hosts import HostList, parse_hosts
 from zpala.gossip.topology import load_topology
 from zpala.tools.parent import die_with_parent
+
+DNS = "dns:"  # begins a --peers that is no file
 
 
 def start_node(config: Config, *, peers: Path, environ: Mapping[str, str] = os.environ) -> int:
@@ -37,10 +41,40 @@ def wait_without_spinning() -> None:
 
 
 def read_hosts(path: Path) -> tuple[str, HostList]:
-    """The text of a hosts.txt and its nodes. Raises ConfigError for a file that cannot be read, HostsError for a wrong line."""
+    """The text of a hosts.txt, or of what ``dns:NAME:PORT`` stands for, and its nodes.
+
+    Raises: ConfigError for a file or a name that cannot be read, HostsError for a wrong line.
+    """
+    if str(path).startswith(DNS):
+        text = hosts_of_name(str(path))
+        return text, parse_hosts(text, str(path))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{path}: cannot read hosts.txt ({reason}). Give --peers a file with one host:port per line.") from None
     return text, parse_hosts(text, str(path))
+
+
+def hosts_of_name(peers: str) -> str:
+    """A hosts.txt with a line for every address that the NAME of ``dns:NAME:PORT`` has now, in one order wherever it is asked.
+
+    A machine with addresses of both families would be two nodes: IPv6 counts only when there is no IPv4.
+    """
+    name, _, port = peers.removeprefix(DNS).rpartition(":")
+    if not name or not port.isdecimal() or not 1 <= int(port) <= 65_535:
+        raise ConfigError(f"--peers {peers}: write dns:NAME:PORT, with a port from 1 to 65535.")
+    try:
+        found = socket.getaddrinfo(name, int(port), type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"--peers {peers}: {name} has no address ({reason}). Ask for a name that stands for all nodes.") from None
+    return hosts_text({str(entry[4][0]) for entry in found}, int(port))
+
+
+def hosts_text(addresses: Collection[str], port: int) -> str:
+    """One ``host:port`` line per address, in numerical order; IPv6 only when there is no IPv4."""
+    parsed = [ipaddress.ip_address(address) for address in addresses]
+    version = min(address.version for address in parsed)
+    chosen = sorted((address for address in parsed if address.version == version), key=int)
+    return "".join(f"{f'[{address}]' if version == 6 else address}:{port}\n" for address in chosen)
