@@ -41,6 +41,7 @@ OPTION_FIELDS: Mapping[str, str] = {
     "device": "node.device",
     "topology": "gossip.topology",
     "max_staleness": "gossip.max_staleness",
+    "max_lead": "gossip.max_lead",
     "gossip": "gossip.enabled",
     "wait_for": "gossip.wait_for",
     "start_timeout": "gossip.start_timeout_s",
@@ -126,6 +127,10 @@ class GossipConfig(Section):
     enabled: bool = Field(True, description="Average parameters with the neighbours; the cluster still counts one budget without.")
     topology: str = Field("full", min_length=1, description="Shipped name, path to a .py file or to an edge list.")
     max_staleness: int = Field(16, ge=1, description="Updates without fresh news from a neighbour before the gate closes.")
+    max_lead: int = Field(0, ge=0, description="Updates ahead of the slowest live neighbour before the gate closes; 0: no limit.")
+    slow_factor: float = Field(
+        4.0, ge=0, description="max_lead waits for no peer whose updates take this many times the median's for 30 s; 0: for every peer."
+    )
     gate_limit_s: float = Field(6.0, gt=0, description="No wait in the gate lasts longer.")
     mixing_weight: float = Field(0.5, gt=0, le=0.5, description="w of x += w (peer - own).")
     initial: Literal["adopt", "own"] = Field("adopt", description="adopt: all start from one node's parameters.")

@@ -27,7 +27,7 @@ from zpala.gossip.actions import Action, Dial, Hangup, Log, Payload, SendDown, S
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import AdoptState, CaptureState, DeltaQueued, Drained, Fatal, Published, Start, StateCaptured, View
 from zpala.gossip.exchange_state import Ending, Step
-from zpala.gossip.gate import Closed, Forced, FreshnessGate
+from zpala.gossip.gate import Closed, Forced, Gate
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.messages import Data, DownMessage, StateData, UpMessage
 from zpala.gossip.protocol import Protocol
@@ -73,7 +73,7 @@ class Learner:
         self.slot = np.full_like(start, 0.5)  # stands for optimiser state; never averaged
         self.period_s = period_s
         self.drift = drift
-        self.gate = FreshnessGate(settings.max_staleness, settings.gate_limit_s)
+        self.gate = Gate(settings.max_staleness, settings.gate_limit_s, settings.max_lead)
         self.deltas = DeltaQueue()
         self.updates = 0
         self.version = 0
@@ -81,6 +81,7 @@ class Learner:
         self.view: View | None = None
         self.longest_wait_s = 0.0
         self.staleness_max = 0
+        self.news_wanted = False
         self.applied: list[DeltaQueued] = []
         self._wait_began = 0.0
 
@@ -112,7 +113,7 @@ class Learner:
                 node.cluster.later(node.cluster.mail_s, self.when_idle, node)
         elif isinstance(event, View):
             self.view = event
-            self.gate.view(dict(event.eligible))
+            self.gate.view(dict(event.eligible), dict(event.clocks), self.version)
             if self.state == "gate":
                 node.cluster.later(node.cluster.mail_s, self.when_idle, node)
         elif isinstance(event, Drained):
@@ -148,6 +149,7 @@ class Learner:
             rate=cluster.steps_per_update / self.period_s,
             return_mean=node.return_mean,
             return_count=100,
+            update_s=self.gate.update_s,
             waiting=waiting,
         )
         node.do(node.protocol.on_published(published, snapshot, cluster.now))
@@ -182,12 +184,12 @@ class Learner:
             self.apply_and_publish(waiting=True)
             node.do(node.protocol.on_finished(self.view.finish_reason, now))
             return
-        verdict = self.gate.ask(self.updates, now)
+        verdict = self.gate.ask(self.updates, self.version, now)
         if isinstance(verdict, Closed):
             if self.state != "gate":
                 self.state, self._wait_began = "gate", now
-                node.do(node.protocol.on_gate(True, now))
                 node.cluster.at(verdict.until, self.when_idle, node)
+            self.want_news(verdict.stale)
             return
         if isinstance(verdict, Forced):
             node.cluster.forced.append((now, node.line, verdict.holders))
@@ -199,7 +201,12 @@ class Learner:
         if self.state == "gate":
             now = self.node.cluster.now
             self.longest_wait_s = max(self.longest_wait_s, now - self._wait_began)
-            self.node.do(self.node.protocol.on_gate(False, now))
+            self.want_news(False)
+
+    def want_news(self, wanted: bool) -> None:
+        if wanted is not self.news_wanted:
+            self.news_wanted = wanted
+            self.node.do(self.node.protocol.on_gate(wanted, self.node.cluster.now))
 
 
 class Node:

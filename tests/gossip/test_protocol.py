@@ -348,6 +348,9 @@ def test_payload_arrays_are_the_callers() -> None:
     ("change", "text"),
     [
         ({"max_staleness": 0}, "max_staleness"),
+        ({"max_lead": -1}, "max_lead"),
+        ({"slow_factor": 1.0}, "slow_factor"),
+        ({"slow_factor": -4.0}, "slow_factor"),
         ({"mixing_weight": 0.6}, "mixing_weight"),
         ({"initial": "zero"}, "initial"),
         ({"on_diverged": "average"}, "on_diverged"),

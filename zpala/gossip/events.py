@@ -49,6 +49,8 @@ class View:
     heartbeat. The defaults are what holds before the first."""
 
     eligible: tuple[tuple[int, int], ...] = ()  # (line, last known version) of those who may hold the gate
+    clocks: tuple[tuple[int, int], ...] = ()  # those of them that the lead counts over; none without max_lead
+    slow: tuple[int, ...] = ()  # lines that it does not count over because they are far slower than the others
     live: int = 0  # live nodes of this run beside this one
     neighbours_live: int = 0  # those of them that the topology lets me average with
     averaged: int = 0  # those of them whose delta was queued within the last 30 s
@@ -107,6 +109,7 @@ class Published:
     rate: float = 0.0  # env_steps per second
     return_mean: float = 0.0
     return_count: int = 0
+    update_s: float = 0.0  # mean seconds of an update without its wait in the gate; 0.0 until known
     waiting: bool = False  # published from inside the gate (no update since the last one)
 
 

@@ -8,6 +8,7 @@ any more. Left to the parts, each unaware of the others but for what it is hande
     formation (barrier)      the start of the run         offering (pacing)       when to start one, and with whom
     adoption                 states given and taken       aftermath, divergence   what follows from how one ended
     finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
+    slowness                 who is not waited for
 
 ``run`` and ``membership`` are the records that they share; ``neighbourhood`` answers who of the members counts. Long because it is the one
 switchboard of all events; each method is short.
@@ -81,6 +82,7 @@ from zpala.gossip.schema import Schema
 from zpala.gossip.sessions import Sessions
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.shadow import Shadow
+from zpala.gossip.slowness import Slowness
 from zpala.gossip.topology import Topology
 
 BUFFERS_MIN = 12
@@ -230,9 +232,13 @@ class Protocol:
             sessions=self._sessions,
             outbox=self._out,
         )
-        self._heartbeats = Heartbeats(settings.heartbeat_s, self._run, self._membership, self._budget, self._pacing, self._out, now)
+        self._heartbeats = Heartbeats(
+            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._pacing, self._out, now
+        )
+        self._slowness = Slowness(settings.slow_factor if settings.max_lead else 0.0, hosts, self._run, self._neighbourhood, self._out)
         self._outlook = Outlook(
             enabled=settings.enabled,
+            leads=settings.max_lead > 0,
             run=self._run,
             neighbourhood=self._neighbourhood,
             budget=self._budget,
@@ -273,6 +279,7 @@ class Protocol:
             self._sessions.deadline(),
             self._exchanges.deadline(),
             self._offering.due_at,
+            self._outlook.due_at,
             self._leaving.deadline(),
             self._formation.deadline(self._now),
         )
@@ -306,7 +313,7 @@ class Protocol:
             self._leaving.check_stop(now)
             if self._run.announce:
                 self._beat(now)
-            elif self._run.changed:
+            elif self._run.changed or now >= self._outlook.due_at:
                 self._run.changed = False
                 if self._outlook.changed(now):
                     self._outlook.send(now)
@@ -316,6 +323,7 @@ class Protocol:
         """Heartbeats to everybody, judgement of their silence, and a view to the learner."""
         for change in self._membership.judge(now):
             self._on_transition(change.member, change.after, now)
+        self._slowness.judge(now)
         self._heartbeats.send(now)
         self._outlook.send(now)
 
@@ -523,17 +531,21 @@ class Protocol:
     def on_published(self, published: Published, snapshot: Vector, now: float) -> list[Action]:
         """A new snapshot, f32[numel]; it is copied, the array is the learner's again when this returns."""
         if self._begin(now):
+            # A learner that waits publishes what it has mixed in: no reason to ask somebody, or two that wait would do so without end.
+            mixed_only = published.waiting and published.version <= self._run.version and self._run.phase is Phase.RUNNING
             self._shadow.publish(snapshot, published.version, published.applied_through)
             self._run.published = published
             self._run.version = published.version
             self._budget.set_own(self._line, self._sessions.incarnation, published.env_steps)
             self._outlook.published(published.env_steps)
-            self._pacing.published()
+            if not mixed_only:
+                self._pacing.published()
+            self._heartbeats.published(published.version)
             self._run.changed = True
         return self._settle(now)
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
-        """The learner waits in the gate (True), or no longer (False). While it waits, offers are urgent."""
+        """The learner waits in the gate for fresh news (True), or no longer (False). While it does, offers are urgent."""
         self._run.gate_closed = closed
         self._begin(now)
         return self._settle(now)
@@ -594,6 +606,7 @@ class Protocol:
             **self._counters,
             "left_in_doubt": self._leaving.in_doubt,
             "diverged": self._divergence.found,
+            "slow": self._slowness.found,
             "pauses": self._membership.pauses,
             "adoption_failures": self._joiner.failures,
             "adoption_rejected": self._joiner.rejected,
@@ -624,6 +637,7 @@ class Protocol:
                     "incarnation": member.incarnation,
                     "version": member.condition.version,
                     "updates": member.condition.updates,
+                    "slow": member.slow,
                 }
                 for member in self._membership
             ],

@@ -25,7 +25,7 @@ class Run:
     published: Published | None = None
     load: float = 0.0
     finish_reason: str = ""
-    gate_closed: bool = False  # the learner waits in the gate for news
+    gate_closed: bool = False  # the learner waits in the gate for fresh news
     announce: bool = False
     changed: bool = True
     history: list[tuple[Phase, float]] = field(default_factory=list)
@@ -55,6 +55,7 @@ class Run:
             return_mean=published.return_mean,
             return_count=published.return_count,
             finish_reason=self.finish_reason,
+            update_s=published.update_s,
         )
 
 

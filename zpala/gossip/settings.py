@@ -34,6 +34,8 @@ class GossipSettings:
     enabled: bool = True  # False: form the run, share counters and the end, but never average
     topology: str = "full"  # a shipped name or a path; the protocol is handed the loaded graph
     max_staleness: int = 16  # updates without fresh news from a neighbour before the gate closes
+    max_lead: int = 0  # updates ahead of the slowest live, progressing neighbour before the gate closes; 0: no such limit
+    slow_factor: float = 4.0  # a peer whose updates take that many times the median's is not waited for by max_lead; 0: every peer is
     gate_limit_s: float = 6.0  # longest single wait in the gate
     mixing_weight: float = 0.5  # w in x += w (theirs - mine); both sides must agree
     initial: str = "adopt"  # "adopt": the leader's parameters everywhere; "own": keep different starts (pure averaging)
@@ -65,6 +67,10 @@ class GossipSettings:
                 raise ValueError(f"gossip.{name} must not be negative, not {getattr(self, name)!r}")
         if self.max_staleness < 1:
             raise ValueError(f"gossip.max_staleness must be at least 1, not {self.max_staleness}: 0 would never let an update start")
+        if self.max_lead < 0:
+            raise ValueError(f"gossip.max_lead must not be negative, not {self.max_lead}: 0 means no limit")
+        if not (self.slow_factor == 0 or self.slow_factor > 1):
+            raise ValueError(f"gossip.slow_factor must be 0 or more than 1, not {self.slow_factor}: the median itself is not slow")
         if not 0 < self.mixing_weight <= 0.5:
             raise ValueError(f"gossip.mixing_weight must lie in (0, 0.5], not {self.mixing_weight}: more than half swaps the models")
         if self.initial not in _INITIAL:

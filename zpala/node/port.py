@@ -18,7 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from zpala.gossip import events
-from zpala.gossip.gate import Closed, FreshnessGate
+from zpala.gossip.gate import Closed, Gate, Verdict
 from zpala.gossip.shadow import DeltaQueue
 from zpala.node.errors import NodeError
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
@@ -62,7 +62,7 @@ class GossipPort:
         supervisor: Supervisor,
         weights: Weights,
         snapshots: SnapshotSlots[events.Published],
-        gate: FreshnessGate,
+        gate: Gate,
         *,
         buffers: list[NDArray[np.float32]],
         state_parts: Mapping[str, NDArray[np.float32]],
@@ -88,6 +88,7 @@ class GossipPort:
         self._deltas = DeltaQueue()
         self._started = False
         self._state_wanted: int | None = None
+        self._news_wanted = False
         self._changed = True  # since the last snapshot
         self._published_at = float("-inf")
         self._published_through = self._deltas.applied_through
@@ -124,16 +125,14 @@ class GossipPort:
         self._mix(progress)
         self._serve_state()
         self._publish(progress, urgent=False)
-        decision = self.gate.ask(progress.updates, self._clock())
-        if isinstance(decision, Closed):
-            self._mailbox.send(GateChanged(True))
-            while isinstance(decision, Closed) and self.drained is None and not self.view.finish_reason:
-                self._publish(progress, urgent=True)
-                self._wait(min(max(decision.until - self._clock(), 0.0), WAIT_SLICE_S))
-                self._mix(progress)
-                self._serve_state()
-                decision = self.gate.ask(progress.updates, self._clock())
-            self._mailbox.send(GateChanged(False))
+        decision = self._ask(progress)
+        while isinstance(decision, Closed) and self.drained is None and not self.view.finish_reason:
+            self._publish(progress, urgent=True)
+            self._wait(min(max(decision.until - self._clock(), 0.0), WAIT_SLICE_S))
+            self._mix(progress)
+            self._serve_state()
+            decision = self._ask(progress)
+        self._want_news(False)
         return self.gate.staleness(progress.updates) if self.view.eligible else 0
 
     def updated(self) -> None:
@@ -172,6 +171,17 @@ class GossipPort:
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------------
 
+    def _ask(self, progress: Progress) -> Verdict:
+        decision = self.gate.ask(progress.updates, self.version, self._clock())
+        self._want_news(isinstance(decision, Closed) and decision.stale)
+        return decision
+
+    def _want_news(self, wanted: bool) -> None:
+        """Tells the proxy when exchanges become urgent, and when they no longer are."""
+        if wanted is not self._news_wanted:
+            self._news_wanted = wanted
+            self._mailbox.send(GateChanged(wanted))
+
     def _wait(self, limit_s: float) -> None:
         """Waits for a message of the proxy, at most ``limit_s`` seconds, and takes in all that came."""
         if self._interrupted():
@@ -195,7 +205,7 @@ class GossipPort:
                 self._snapshots.release(message.slot)
             case events.View():
                 self.view = message
-                self.gate.view(dict(message.eligible))
+                self.gate.view(dict(message.eligible), dict(message.clocks), self.version)
             case ProxyCounters():
                 self.counters = message
             case events.CaptureState():
@@ -234,6 +244,7 @@ class GossipPort:
                 rate=progress.rate,
                 return_mean=progress.return_mean,
                 return_count=progress.return_count,
+                update_s=self.gate.update_s,
                 waiting=urgent,
             )
             if self._snapshots.capture(self._weights.parameters, stamp):

@@ -35,6 +35,8 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/gate_wait_fraction": round(port.gate.waited_s / max(report.elapsed_s(time.monotonic()), 1e-9), 5),
         "gossip/gate_forced": port.gate.forced,
         "gossip/gate_holder": ", ".join(str(line) for line in port.gate.holders),
+        "gossip/lead": port.gate.lead,
+        "gossip/slow": len(view.slow),
         "gossip/deltas_applied": port.deltas_applied,
         "phase": view.phase,
     }
