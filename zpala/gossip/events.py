@@ -67,6 +67,7 @@ class View:
     rejected: int = 0
     distance: float = 0.0  # relative distance at the last exchange
     exchange_p50_s: float = 0.0  # from freezing to queueing the delta, last 64 exchanges
+    load: float = 0.0  # share of recent time in which this node could not take part in another exchange
     bytes_sent: int = 0  # payload bytes
     bytes_received: int = 0
     all_reached_target: bool = False

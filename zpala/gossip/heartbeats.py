@@ -1,12 +1,12 @@
-"""Heartbeats: when they are due, and what they say of this node. Owns the measured load; runs in the proxy thread."""
+"""Heartbeats: when they are due, and what they say of this node. Runs in the proxy thread."""
 
 from __future__ import annotations
 
 from zpala.gossip.actions import Outbox, SendUp
 from zpala.gossip.budget import BudgetCounter
+from zpala.gossip.load import Load
 from zpala.gossip.membership import Membership
 from zpala.gossip.messages import Heartbeat
-from zpala.gossip.pacing import Pacing
 from zpala.gossip.run import Run
 
 END_IS_NEAR_S = 2.0  # of work left at the cluster's rate: heartbeats come every NEAR_END_S
@@ -28,7 +28,7 @@ class Heartbeats:
         run: Run,
         membership: Membership,
         budget: BudgetCounter,
-        pacing: Pacing,
+        load: Load,
         outbox: Outbox,
         now: float,
     ) -> None:
@@ -38,9 +38,8 @@ class Heartbeats:
         self._run = run
         self._membership = membership
         self._budget = budget
-        self._pacing = pacing
+        self._load = load
         self._out = outbox
-        self._spent = (now, 0.0)  # when the load was computed last, and the CPU seconds by then
         self.due_at = now
 
     def postpone(self, now: float) -> None:
@@ -56,17 +55,10 @@ class Heartbeats:
         near_end = self._run.active and self._budget.remaining() < END_IS_NEAR_S * self._budget.rate(now)
         self.due_at = now + (min(NEAR_END_S, self._heartbeat_s) if near_end else self._heartbeat_s)
         self._run.announce = False
-        self._measure_load(now)
+        self._run.load = self._load.share(now)
         condition, counters = self._run.condition(), self._budget.entries()
         self._told = (condition.version, now)
         for member in self._membership:
             if member.session_out is not None:
                 heartbeat = Heartbeat(session=member.session_out, nonce=self._run.nonce, condition=condition, counters=counters)
                 self._out.add(SendUp(member.line, heartbeat))
-
-    def _measure_load(self, now: float) -> None:
-        """The share of one core that gossip took since the last heartbeat."""
-        since, spent_s = self._spent
-        if now > since:
-            self._run.load = max(0.0, (self._pacing.spent_s - spent_s) / (now - since))
-            self._spent = (now, self._pacing.spent_s)

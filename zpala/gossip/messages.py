@@ -59,6 +59,7 @@ class Condition:
 
     ``phase`` is a value of ``membership.Phase``; ``finish_reason`` is "" until the node is FINISHED ("budget", "target", "stop").
     ``return_mean`` is the raw mean return of the last ``return_count`` (<= 100) finished games, 0.0 when there are none.
+    ``load`` is the share of recent time in [0, 1] in which the node could not take part in another exchange, 0.0 when it is not told.
     ``update_s`` is the mean time of an update in seconds without its waits in the gate, 0.0 when it is not known.
     """
 

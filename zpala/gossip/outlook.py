@@ -97,6 +97,7 @@ class Outlook:
                 rejected=sum(count for name, count in counters.items() if name.startswith("rejected_")),
                 distance=self._exchanges.last_distance,
                 exchange_p50_s=self._exchanges.median_s(),
+                load=self._run.load,
                 bytes_sent=counters["bytes_sent"] + self._donor.bytes_sent,
                 bytes_received=counters["bytes_received"],
                 all_reached_target=self._run.active and self._finish.all_reached(),

@@ -8,7 +8,7 @@ any more. Left to the parts, each unaware of the others but for what it is hande
     formation (barrier)      the start of the run         offering (pacing)       when to start one, and with whom
     adoption                 states given and taken       aftermath, divergence   what follows from how one ended
     finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
-    slowness                 who is not waited for
+    slowness                 who is not waited for        load                    how busy this node is
 
 ``run`` and ``membership`` are the records that they share; ``neighbourhood`` answers who of the members counts. Long because it is the one
 switchboard of all events; each method is short.
@@ -49,6 +49,7 @@ from zpala.gossip.formation import Formation
 from zpala.gossip.heartbeats import Heartbeats
 from zpala.gossip.hosts import HostList
 from zpala.gossip.leaving import Leaving
+from zpala.gossip.load import Load
 from zpala.gossip.membership import ACTIVE, ENDED, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import (
     Abort,
@@ -200,6 +201,7 @@ class Protocol:
         self._budget = BudgetCounter(budget)
         self._drain = Drain(settings.drain_s, settings.drain_distance)
         self._pacing = Pacing(settings.max_share, rng, now)
+        self._load = Load(now)
         self._offering = Offering(
             run=self._run,
             membership=self._membership,
@@ -207,6 +209,7 @@ class Protocol:
             exchanges=self._exchanges,
             pacing=self._pacing,
             drain=self._drain,
+            partner=settings.partner,
             rng=rng,
         )
         self._divergence = Divergence(line, hosts, self._neighbourhood, settings.max_distance, self._out, self._fatal)
@@ -233,7 +236,7 @@ class Protocol:
             outbox=self._out,
         )
         self._heartbeats = Heartbeats(
-            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._pacing, self._out, now
+            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._load, self._out, now
         )
         self._slowness = Slowness(settings.slow_factor if settings.max_lead else 0.0, hosts, self._run, self._neighbourhood, self._out)
         self._outlook = Outlook(
@@ -317,6 +320,7 @@ class Protocol:
                 self._run.changed = False
                 if self._outlook.changed(now):
                     self._outlook.send(now)
+            self._load.observe(not self._exchanges.can_start, now)
         return self._out.take()
 
     def _beat(self, now: float) -> None:

@@ -24,6 +24,7 @@ _POSITIVE = (
     "drain_distance",
 )
 _INITIAL = ("adopt", "own")
+_PARTNER = ("uniform", "load")
 _ON_DIVERGED = ("exit",)
 
 
@@ -37,6 +38,7 @@ class GossipSettings:
     max_lead: int = 0  # updates ahead of the slowest live, progressing neighbour before the gate closes; 0: no such limit
     slow_factor: float = 4.0  # a peer whose updates take that many times the median's is not waited for by max_lead; 0: every peer is
     gate_limit_s: float = 6.0  # longest single wait in the gate
+    partner: str = "uniform"  # "uniform": any neighbour alike; "load": of two drawn at random the less busy one
     mixing_weight: float = 0.5  # w in x += w (theirs - mine); both sides must agree
     initial: str = "adopt"  # "adopt": the leader's parameters everywhere; "own": keep different starts (pure averaging)
     wait_for: str | int = "all"  # nodes (this one included) that must be there before the run starts
@@ -75,6 +77,8 @@ class GossipSettings:
             raise ValueError(f"gossip.mixing_weight must lie in (0, 0.5], not {self.mixing_weight}: more than half swaps the models")
         if self.initial not in _INITIAL:
             raise ValueError(f"gossip.initial must be one of {_INITIAL}, not {self.initial!r}")
+        if self.partner not in _PARTNER:
+            raise ValueError(f"gossip.partner must be one of {_PARTNER}, not {self.partner!r}")
         if self.on_diverged not in _ON_DIVERGED:
             raise ValueError(f"gossip.on_diverged must be one of {_ON_DIVERGED}, not {self.on_diverged!r}")
         if self.wait_for != "all" and not (isinstance(self.wait_for, int) and self.wait_for >= 1):

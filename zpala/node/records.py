@@ -29,6 +29,7 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/live": view.neighbours_live,
         "gossip/consensus_distance": view.distance,
         "gossip/exchange_ms_p50": round(1000 * view.exchange_p50_s, 3) if view.exchanges else 0.0,
+        "gossip/load": round(view.load, 4),
         "gossip/bytes_sent": view.bytes_sent,
         "gossip/bytes_received": view.bytes_received,
         "gossip/gate_wait_s": round(port.gate.waited_s, 3),
