@@ -42,6 +42,7 @@ OPTION_FIELDS: Mapping[str, str] = {
     "topology": "gossip.topology",
     "max_staleness": "gossip.max_staleness",
     "max_lead": "gossip.max_lead",
+    "on_diverged": "gossip.on_diverged",
     "gossip": "gossip.enabled",
     "wait_for": "gossip.wait_for",
     "start_timeout": "gossip.start_timeout_s",
@@ -151,7 +152,9 @@ class GossipConfig(Section):
     max_share: float = Field(0.2, gt=0, le=1, description="Gossip's share of the node's time before offers are held back.")
     max_norm_ratio: float = Field(10.0, gt=1, description="A peer's vector is refused above this multiple of the own norm.")
     max_distance: float = Field(1.0, gt=0, description="Relative distance above which two nodes have diverged.")
-    on_diverged: Literal["exit"] = Field("exit", description="What a diverged node does.")
+    on_diverged: Literal["exit", "bootstrap", "average"] = Field(
+        "exit", description="A diverged node stops, adopts the state of the node that has more updates, or is averaged with all the same."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> GossipConfig:

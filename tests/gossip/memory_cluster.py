@@ -83,6 +83,7 @@ class Learner:
         self.staleness_max = 0
         self.news_wanted = False
         self.applied: list[DeltaQueued] = []
+        self.dropped = 0
         self._wait_began = 0.0
 
     # ---- mails from the proxy ---------------------------------------------------------------------------------------------------------
@@ -95,11 +96,16 @@ class Learner:
             self.publish()
             self.next_update()
         elif isinstance(event, AdoptState):
+            if self.state in ("finished", "drained"):
+                return
+            self.dropped += len(self.deltas.take())
             self.vector[:] = node.parts["parameters"]
             self.slot[:] = node.parts["slot"]
-            self.version = event.version
+            self.version = max(self.version, event.version)
             node.cluster.adopted(node)
             node.do(node.protocol.on_adopted(node.cluster.now))
+            if self.state != "waiting":
+                self.publish(waiting=True)
         elif isinstance(event, CaptureState):
             if self.state == "hung":
                 return

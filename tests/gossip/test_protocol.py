@@ -353,7 +353,7 @@ def test_payload_arrays_are_the_callers() -> None:
         ({"mixing_weight": 0.6}, "mixing_weight"),
         ({"initial": "zero"}, "initial"),
         ({"partner": "best"}, "partner"),
-        ({"on_diverged": "average"}, "on_diverged"),
+        ({"on_diverged": "ignore"}, "on_diverged"),
         ({"wait_for": 0}, "wait_for"),
         ({"heartbeat_s": 1.0}, "3 x heartbeat_s <= suspect_s"),
         ({"suspect_s": 5.0}, "suspect_s < dead_s"),

@@ -24,7 +24,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptState:
-    """The state parts named ``parts`` hold a valid state of another node: install it, take its version, and report "adopted"."""
+    """The state parts named ``parts`` hold a valid state of another node: install it, take its version, and report "adopted".
+
+    A learner that is learning already does so at an update boundary: it drops the deltas that it has not applied (they belong to the
+    parameters that it gives up), keeps its own version when that is higher, and publishes. One that has finished does nothing.
+    """
 
     version: int
     optimizer_steps: int
@@ -65,6 +69,8 @@ class View:
     doubts: int = 0
     defects: int = 0
     rejected: int = 0
+    diverged: int = 0  # exchanges whose two snapshots were too far from each other, refused or not
+    rejoins: int = 0  # times that this node gave up its diverged state for a peer's
     distance: float = 0.0  # relative distance at the last exchange
     exchange_p50_s: float = 0.0  # from freezing to queueing the delta, last 64 exchanges
     load: float = 0.0  # share of recent time in which this node could not take part in another exchange

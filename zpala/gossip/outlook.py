@@ -7,6 +7,7 @@ import math
 from zpala.gossip.actions import Outbox
 from zpala.gossip.adoption import Donor
 from zpala.gossip.budget import BudgetCounter
+from zpala.gossip.divergence import Divergence
 from zpala.gossip.events import View
 from zpala.gossip.exchange import Exchanges
 from zpala.gossip.finish import Finish
@@ -29,6 +30,7 @@ class Outlook:
         run: Run,
         neighbourhood: Neighbourhood,
         budget: BudgetCounter,
+        divergence: Divergence,
         exchanges: Exchanges,
         donor: Donor,
         finish: Finish,
@@ -42,6 +44,7 @@ class Outlook:
         self._run = run
         self._neighbourhood = neighbourhood
         self._budget = budget
+        self._divergence = divergence
         self._exchanges = exchanges
         self._donor = donor
         self._finish = finish
@@ -95,6 +98,8 @@ class Outlook:
                 doubts=counters["doubts"],
                 defects=counters["defects"],
                 rejected=sum(count for name, count in counters.items() if name.startswith("rejected_")),
+                diverged=self._divergence.found,
+                rejoins=self._divergence.rejoins,
                 distance=self._exchanges.last_distance,
                 exchange_p50_s=self._exchanges.median_s(),
                 load=self._run.load,

@@ -180,7 +180,7 @@ class Protocol:
             nbytes=schema.nbytes,
             pool=self._pool,
             shadow=self._shadow,
-            guard=Guard(settings.max_norm_ratio, settings.max_distance),
+            guard=Guard(settings.max_norm_ratio, math.inf if settings.on_diverged == "average" else settings.max_distance),
             settings=settings,
             outbox=self._out,
             ended=self._on_ended,
@@ -212,7 +212,16 @@ class Protocol:
             partner=settings.partner,
             rng=rng,
         )
-        self._divergence = Divergence(line, hosts, self._neighbourhood, settings.max_distance, self._out, self._fatal)
+        self._divergence = Divergence(
+            line=line,
+            hosts=hosts,
+            settings=settings,
+            run=self._run,
+            neighbourhood=self._neighbourhood,
+            outbox=self._out,
+            fatal=self._fatal,
+            rejoin=self._rejoin,
+        )
         self._aftermath = Aftermath(
             line=line,
             hosts=hosts,
@@ -245,6 +254,7 @@ class Protocol:
             run=self._run,
             neighbourhood=self._neighbourhood,
             budget=self._budget,
+            divergence=self._divergence,
             exchanges=self._exchanges,
             donor=self._donor,
             finish=self._finish,
@@ -313,6 +323,8 @@ class Protocol:
                 self._finish.check()
                 self._offer(now)
                 self._leaving.check_drained(now)
+            else:
+                self._offering.rest()
             self._leaving.check_stop(now)
             if self._run.announce:
                 self._beat(now)
@@ -400,7 +412,7 @@ class Protocol:
             self._on_leave(member, message.reason, now)
 
     def _on_heartbeat(self, member: Member, message: Heartbeat, now: float) -> None:
-        if self._run.active and message.condition.phase in ACTIVE and message.nonce != self._run.nonce:
+        if self._run.committed and message.condition.phase in ACTIVE and message.nonce != self._run.nonce:
             self._membership.unbind(member)  # its next HELLO is refused by name
             self._counters["foreign_run"] += 1
             return
@@ -527,6 +539,11 @@ class Protocol:
         self._divergence.forget(member.line)
         self._run.changed = True
 
+    def _rejoin(self, member: Member, now: float) -> None:
+        if not self._leaving.stopping:
+            self._exchanges.give_up_doubts(now)
+            self._formation.rejoin(member, now)
+
     def _on_ended(self, ending: Ending, now: float) -> None:
         self._aftermath.on_ended(ending, self._exchanges.median_s(), now)
 
@@ -559,7 +576,10 @@ class Protocol:
 
         It goes on applying deltas and publishing until ``Drained``. Peers of the run finish too.
         """
-        if self._begin(now) and self._run.phase is Phase.RUNNING:
+        begun = self._begin(now)
+        if begun:
+            self._formation.stay(now)
+        if begun and self._run.phase is Phase.RUNNING:
             self._run.finish_reason = self._run.finish_reason or reason
             self._run.gate_closed = False
             self._leaving.finish(now)
@@ -574,8 +594,9 @@ class Protocol:
         return self._settle(now)
 
     def on_adopted(self, now: float) -> list[Action]:
-        """The learner has installed the adopted state."""
-        if self._begin(now):
+        """The learner has installed the adopted state. (Late: it finished in between, and nobody waits for that any more.)"""
+        if self._begin(now) and self._joiner.installing:
+            self._shadow.retire()
             meta = self._joiner.finish()
             self._budget.merge(meta.counters)
             self._formation.adopted(meta.version, now)
@@ -610,6 +631,7 @@ class Protocol:
             **self._counters,
             "left_in_doubt": self._leaving.in_doubt,
             "diverged": self._divergence.found,
+            "rejoins": self._divergence.rejoins,
             "slow": self._slowness.found,
             "pauses": self._membership.pauses,
             "adoption_failures": self._joiner.failures,

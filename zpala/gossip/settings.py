@@ -25,7 +25,7 @@ _POSITIVE = (
 )
 _INITIAL = ("adopt", "own")
 _PARTNER = ("uniform", "load")
-_ON_DIVERGED = ("exit",)
+_ON_DIVERGED = ("exit", "bootstrap", "average")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class GossipSettings:
     max_share: float = 0.2  # share of one core that own offers may make gossip take
     max_norm_ratio: float = 10.0  # a peer's norm above that many times mine is refused
     max_distance: float = 1.0  # relative distance above that is divergence
-    on_diverged: str = "exit"
+    on_diverged: str = "exit"  # "bootstrap": of two the one with fewer updates adopts the other's state; "average": mix all the same
 
     def __post_init__(self) -> None:
         """Refuse values that break an argument of the protocol, and say which argument."""

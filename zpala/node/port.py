@@ -75,6 +75,7 @@ class GossipPort:
         self.version = 0
         self.optimizer_steps = 0
         self.deltas_applied = 0
+        self.deltas_dropped = 0  # of parameters that were given up
         self.drained: str | None = None
         self.progress = Progress()
         self._mailbox = mailbox
@@ -88,6 +89,8 @@ class GossipPort:
         self._deltas = DeltaQueue()
         self._started = False
         self._state_wanted: int | None = None
+        self._adoption: events.AdoptState | None = None
+        self._finished = False  # the proxy has been told so
         self._news_wanted = False
         self._changed = True  # since the last snapshot
         self._published_at = float("-inf")
@@ -110,6 +113,7 @@ class GossipPort:
             if self._clock() > deadline:
                 raise NodeError(f"the run did not start within {limit_s:g} s: see above which peers were missing", 3)
             self._wait(WAIT_SLICE_S)
+            self._install()
             self._serve_state()
 
     # -- at every update boundary -----------------------------------------------------------------------------------------------------
@@ -149,13 +153,12 @@ class GossipPort:
         Returns at the latest after ``limit_s`` seconds, whatever the proxy does; the protocol's own limit is shorter.
         """
         deadline = self._clock() + limit_s
-        told = False
         while self.drained is None and self._clock() < deadline:
             self._mix(progress)
             self._serve_state()
             self._publish(progress, urgent=True)
-            if not told and not self._changed and not self._snapshots.copying:
-                told = self._mailbox.send(RunFinished(reason))
+            if not self._finished and not self._changed and not self._snapshots.copying:
+                self._finished = self._mailbox.send(RunFinished(reason))
             self._wait(0.02)
         self._mix(progress)
 
@@ -211,10 +214,7 @@ class GossipPort:
             case events.CaptureState():
                 self._state_wanted = message.state_id
             case events.AdoptState():
-                self._weights.install({name: self._state_parts[name] for name in message.parts})
-                self.version, self.optimizer_steps = message.version, message.optimizer_steps
-                _log.info("adopted %s of version %d", ", ".join(message.parts), message.version)
-                self._mailbox.send(StateAdopted())
+                self._adoption = message
             case events.Start():
                 self._started = True
             case events.Drained():
@@ -224,7 +224,23 @@ class GossipPort:
             case _:
                 raise TypeError(f"the proxy sent {message!r}, which no learner expects")
 
+    def _install(self) -> None:
+        """Takes over the state of another node, once no snapshot of the old one is being copied: the proxy must not get it later."""
+        self._hand_over()
+        adoption = self._adoption
+        if adoption is None or self._snapshots.copying or self._finished:
+            return
+        self._adoption = None
+        self.deltas_dropped += len(self._deltas.take())
+        self._weights.install({name: self._state_parts[name] for name in adoption.parts})
+        self.version = max(self.version, adoption.version) if self._started else adoption.version
+        self.optimizer_steps = adoption.optimizer_steps
+        self._changed = True
+        _log.info("adopted %s of version %d", ", ".join(adoption.parts), adoption.version)
+        self._mailbox.send(StateAdopted())
+
     def _mix(self, progress: Progress) -> None:
+        self._install()
         for delta in self._deltas.take():
             self._weights.add(self._buffers[delta.buffer])
             self.gate.mixed(delta.line, delta.peer_version, progress.updates, delta.from_doubt)
@@ -251,6 +267,10 @@ class GossipPort:
                 self._changed = False
                 self._published_at, self._published_through = now, self._deltas.applied_through
                 self._copy_s = self._clock() - now
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Snapshots whose copies are complete go to the proxy."""
         for slot, stamp in self._snapshots.completed():
             self._mailbox.send(SnapshotReady(slot, stamp))
 

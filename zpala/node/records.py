@@ -25,6 +25,8 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/doubts": view.doubts,
         "gossip/defects": view.defects,
         "gossip/rejected": view.rejected,
+        "gossip/diverged": view.diverged,
+        "gossip/rejoins": view.rejoins,
         "gossip/averaged": view.averaged,
         "gossip/live": view.neighbours_live,
         "gossip/consensus_distance": view.distance,
@@ -39,6 +41,7 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/lead": port.gate.lead,
         "gossip/slow": len(view.slow),
         "gossip/deltas_applied": port.deltas_applied,
+        "gossip/deltas_dropped": port.deltas_dropped,
         "phase": view.phase,
     }
 
