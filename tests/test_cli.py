@@ -51,7 +51,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Path]]:
 def test_every_option_of_the_issue_reaches_its_setting(run: Run, started: list[tuple[Config, Path]], tmp_path: Path) -> None:
     options = (
         "--env pong --algorithm a2c --total-env-steps 1000 --num-envs 8 --num-steps 7 --lr 1e-3 --seed 9 --device cpu --topology ring "
-        "--max-staleness 32 --listen 127.0.0.1:1 --name n3 --no-gossip --wait-for 2 --start-timeout 5 --insecure --target-return 475 "
+        "--max-staleness 32 --max-lead 40 --on-diverged average "
+        "--listen 127.0.0.1:1 --name n3 --no-gossip --wait-for 2 --start-timeout 5 --insecure --target-return 475 "
         "--set gossip.keep_s=11.0 --set network.hidden_sizes=[8] --env-arg size=3 --env-arg kind=small"
     )
     status, _, _ = run("node", "--peers", "hosts.txt", *options.split(), "--run-dir", str(tmp_path / "r"))
@@ -64,6 +65,7 @@ def test_every_option_of_the_issue_reaches_its_setting(run: Run, started: list[t
     assert (config.algorithm.name, config.algorithm.num_steps, config.optimizer.lr) == ("a2c", 7, 1e-3)
     assert (config.node.device, config.node.listen, config.node.name, config.node.insecure) == ("cpu", "127.0.0.1:1", "n3", True)
     assert (config.gossip.topology, config.gossip.max_staleness, config.gossip.enabled) == ("ring", 32, False)
+    assert (config.gossip.max_lead, config.gossip.on_diverged) == (40, "average")
     assert (config.gossip.wait_for, config.gossip.start_timeout_s, config.gossip.keep_s) == (2, 5, 11)
     assert config.network.hidden_sizes == (8,)
 

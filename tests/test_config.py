@@ -143,6 +143,7 @@ def test_a_field_outside_its_section_is_shown_its_section(tmp_path: Path) -> Non
     [
         ('max_staleness = "3"', ["gossip.max_staleness", "'3'", "whole number"]),
         ("max_staleness = 0", ["gossip.max_staleness", "0", "greater than or equal to 1"]),
+        ("max_lead = -1", ["gossip.max_lead", "-1", "greater than or equal to 0"]),
         ("max_staleness = true", ["gossip.max_staleness", "True", "whole number"]),
         ("max_staleness = 1.5", ["gossip.max_staleness", "1.5", "whole number"]),
         ('initial = "adapt"', ["gossip.initial", '"adopt" or "own"', 'did you mean "adopt"?']),

@@ -41,6 +41,8 @@ OPTION_FIELDS: Mapping[str, str] = {
     "device": "node.device",
     "topology": "gossip.topology",
     "max_staleness": "gossip.max_staleness",
+    "max_lead": "gossip.max_lead",
+    "on_diverged": "gossip.on_diverged",
     "gossip": "gossip.enabled",
     "wait_for": "gossip.wait_for",
     "start_timeout": "gossip.start_timeout_s",
@@ -126,7 +128,12 @@ class GossipConfig(Section):
     enabled: bool = Field(True, description="Average parameters with the neighbours; the cluster still counts one budget without.")
     topology: str = Field("full", min_length=1, description="Shipped name, path to a .py file or to an edge list.")
     max_staleness: int = Field(16, ge=1, description="Updates without fresh news from a neighbour before the gate closes.")
+    max_lead: int = Field(0, ge=0, description="Updates ahead of the slowest live neighbour before the gate closes; 0: no limit.")
+    slow_factor: float = Field(
+        4.0, ge=0, description="max_lead waits for no peer whose updates take this many times the median's for 30 s; 0: for every peer."
+    )
     gate_limit_s: float = Field(6.0, gt=0, description="No wait in the gate lasts longer.")
+    partner: Literal["uniform", "load"] = Field("uniform", description="Whom to ask: any neighbour alike, or of two the less busy one.")
     mixing_weight: float = Field(0.5, gt=0, le=0.5, description="w of x += w (peer - own).")
     initial: Literal["adopt", "own"] = Field("adopt", description="adopt: all start from one node's parameters.")
     wait_for: int | Literal["all"] = Field("all", description="Nodes to wait for at the start.")
@@ -145,7 +152,9 @@ class GossipConfig(Section):
     max_share: float = Field(0.2, gt=0, le=1, description="Gossip's share of the node's time before offers are held back.")
     max_norm_ratio: float = Field(10.0, gt=1, description="A peer's vector is refused above this multiple of the own norm.")
     max_distance: float = Field(1.0, gt=0, description="Relative distance above which two nodes have diverged.")
-    on_diverged: Literal["exit"] = Field("exit", description="What a diverged node does.")
+    on_diverged: Literal["exit", "bootstrap", "average"] = Field(
+        "exit", description="A diverged node stops, adopts the state of the node that has more updates, or is averaged with all the same."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> GossipConfig:

@@ -33,6 +33,7 @@ CONDITION = m.Condition(
     return_mean=-20.5,
     return_count=100,
     finish_reason="budget",
+    update_s=0.125,
 )
 XID = m.ExchangeId(line=3, incarnation=1_700_000_000_000_000_000, number=77)
 SNAPSHOT = m.SnapshotDescription(version=4711, nbytes=6_772_608, checksum=0xFEDCBA9876543210, square_norm=123.5)
@@ -104,6 +105,14 @@ def test_golden_bytes(name: str) -> None:
     stored = (WIRE / f"{name}.bin").read_bytes()
     assert encode(SAMPLES[name]) == stored
     assert decode(SAMPLES[name], stored) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", ["hello", "heartbeat", "welcome"])
+def test_a_node_that_does_not_tell_the_time_of_an_update_is_understood(name: str) -> None:
+    """Frames from before ``Condition.update_s`` existed: everything else is as before, and the time is not known."""
+    sample: Any = SAMPLES[name]
+    earlier = decode(sample, (WIRE / "earlier" / f"{name}.bin").read_bytes())
+    assert earlier == dataclasses.replace(sample, condition=dataclasses.replace(CONDITION, update_s=0.0))
 
 
 def test_every_message_has_a_sample_and_a_fixture() -> None:
@@ -339,6 +348,7 @@ EDGES: list[tuple[str, m.Message, m.Message]] = [
     ("Condition.finish_reason", condition(finish_reason="r" * WORD_MAX_BYTES), condition(finish_reason="r" * (WORD_MAX_BYTES + 1))),
     ("Condition.rate", condition(rate=0.0), condition(rate=-1e-300)),
     ("Condition.load", condition(load=1.7e308), condition(load=math.inf)),
+    ("Condition.update_s", condition(update_s=0.0), condition(update_s=-1e-300)),
     ("Condition.return_mean", condition(return_mean=-1.7e308), condition(return_mean=-math.inf)),
     ("Condition.return_mean", condition(return_mean=1.7e308), condition(return_mean=math.nan)),
     ("Condition.return_count", condition(return_count=codec.RETURNS_MAX), condition(return_count=codec.RETURNS_MAX + 1)),

@@ -1,4 +1,4 @@
-"""The freshness gate: its rule by hand, its liveness lemma against random schedules, and learners that it must not hold up."""
+"""The gate: the freshness rule by hand, its liveness lemma against random schedules, and learners that it must not hold up."""
 
 from __future__ import annotations
 
@@ -6,61 +6,61 @@ import random
 
 import pytest
 
-from zpala.gossip.gate import Closed, Forced, FreshnessGate, Open
+from zpala.gossip.gate import Closed, Forced, Gate, Open
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import VirtualCluster, full, ring
 
 
 def test_opens_for_max_staleness_updates() -> None:
-    gate = FreshnessGate(4, 6.0)
+    gate = Gate(4, 6.0)
     gate.view({1: 0})
-    assert [isinstance(gate.ask(updates, 0.0), Open) for updates in range(6)] == [True, True, True, True, False, False]
+    assert [isinstance(gate.ask(updates, 0, 0.0), Open) for updates in range(6)] == [True, True, True, True, False, False]
 
 
 def test_news_opens_and_an_old_version_does_not() -> None:
-    gate = FreshnessGate(4, 6.0)
+    gate = Gate(4, 6.0)
     gate.view({1: 0})
     assert gate.mixed(1, 10, updates=2)
-    assert isinstance(gate.ask(5, 0.0), Open)
+    assert isinstance(gate.ask(5, 0, 0.0), Open)
     assert not gate.mixed(1, 10, updates=5)
     assert not gate.mixed(1, 9, updates=5)
-    assert gate.ask(6, 0.0) == Closed((1,), 6.0)
+    assert gate.ask(6, 0, 0.0) == Closed((1,), 6.0, stale=True)
     assert gate.mixed(1, 11, updates=6)
-    assert isinstance(gate.ask(6, 0.0), Open)
+    assert isinstance(gate.ask(6, 0, 0.0), Open)
     assert gate.staleness(9) == 3
 
 
 def test_news_from_doubt_does_not_count_and_is_not_used_up() -> None:
-    gate = FreshnessGate(1, 6.0)
+    gate = Gate(1, 6.0)
     gate.view({1: 0})
     assert not gate.mixed(1, 5, updates=1, from_doubt=True)
-    assert isinstance(gate.ask(1, 0.0), Closed)
+    assert isinstance(gate.ask(1, 0, 0.0), Closed)
     assert gate.mixed(1, 5, updates=1)
-    assert isinstance(gate.ask(1, 0.0), Open)
+    assert isinstance(gate.ask(1, 0, 0.0), Open)
 
 
 def test_alone_runs_free() -> None:
-    gate = FreshnessGate(1, 6.0)
-    assert all(isinstance(gate.ask(updates, 0.0), Open) for updates in range(100))
+    gate = Gate(1, 6.0)
+    assert all(isinstance(gate.ask(updates, 0, 0.0), Open) for updates in range(100))
     gate.view({1: 0})
-    assert isinstance(gate.ask(100, 0.0), Closed)
+    assert isinstance(gate.ask(100, 0, 0.0), Closed)
     gate.view({})
-    assert isinstance(gate.ask(100, 0.0), Open)
+    assert isinstance(gate.ask(100, 0, 0.0), Open)
 
 
 def test_a_wait_ends_after_the_limit_and_opens_once() -> None:
-    gate = FreshnessGate(2, 6.0)
+    gate = Gate(2, 6.0)
     gate.view({3: 0, 1: 0})
-    assert gate.ask(2, 100.0) == Closed((1, 3), 106.0)
-    assert gate.ask(2, 105.9) == Closed((1, 3), 106.0)
-    assert gate.ask(2, 106.0) == Forced((1, 3))
-    assert gate.ask(3, 107.0) == Closed((1, 3), 113.0)
+    assert gate.ask(2, 0, 100.0) == Closed((1, 3), 106.0, stale=True)
+    assert gate.ask(2, 0, 105.9) == Closed((1, 3), 106.0, stale=True)
+    assert gate.ask(2, 0, 106.0) == Forced((1, 3))
+    assert gate.ask(3, 0, 107.0) == Closed((1, 3), 113.0, stale=True)
     assert (gate.waits, gate.forced, gate.holders) == (2, 1, (1, 3))
     assert gate.waited_s == pytest.approx(6.0)
 
 
 def test_a_line_that_is_no_longer_eligible_may_come_back_with_smaller_versions() -> None:
-    gate = FreshnessGate(1, 6.0)
+    gate = Gate(1, 6.0)
     gate.view({1: 100, 2: 0})
     assert gate.mixed(1, 100, updates=1)
     gate.view({2: 0})
@@ -71,7 +71,7 @@ def test_a_line_that_is_no_longer_eligible_may_come_back_with_smaller_versions()
 @pytest.mark.parametrize(("staleness", "limit_s"), [(0, 6.0), (1, 0.0)])
 def test_refuses_limits_that_would_block(staleness: int, limit_s: float) -> None:
     with pytest.raises(ValueError, match="max_staleness"):
-        FreshnessGate(staleness, limit_s)
+        Gate(staleness, limit_s)
 
 
 @pytest.mark.parametrize("staleness", [1, 2, 5])
@@ -79,7 +79,7 @@ def test_two_closed_nodes_always_have_news_for_each_other(staleness: int) -> Non
     """The lemma of the module: random updates and exchanges, some applied late, some from doubt, on a complete graph of five."""
     rng = random.Random(staleness)
     size = 5
-    gates = [FreshnessGate(staleness, 1e9) for _ in range(size)]
+    gates = [Gate(staleness, 1e9) for _ in range(size)]
     for i, gate in enumerate(gates):
         gate.view({j: 0 for j in range(size) if j != i})
     updates = [0] * size
@@ -89,7 +89,7 @@ def test_two_closed_nodes_always_have_news_for_each_other(staleness: int) -> Non
     for _ in range(30_000):
         i = rng.randrange(size)
         if rng.random() < 0.6:
-            if isinstance(gates[i].ask(updates[i], 0.0), Open):
+            if isinstance(gates[i].ask(updates[i], 0, 0.0), Open):
                 updates[i] += 1
         elif i in open_exchange:
             a, b, version_a, version_b = open_exchange[i]

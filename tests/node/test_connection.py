@@ -145,6 +145,58 @@ def test_no_learner_runs_further_than_its_staleness_bound(pool: ThreadPoolExecut
     assert max(max(s) for s in seen if s) < bound
 
 
+def test_no_learner_gets_further_ahead_than_max_lead(pool: ThreadPoolExecutor) -> None:
+    hosts = host_list(3)
+    max_lead, wanted = 5, 150
+    leads: list[list[int]] = [[], [], []]
+
+    def learn(node: Node, port: GossipPort) -> None:
+        for _ in range(10):  # until then nobody holds a gate
+            node.step(port, 1e-4)
+        while len(port.view.clocks) < 2:
+            port.boundary(Progress(updates=node.updates, env_steps=node.updates))
+        while not port.view.finish_reason and node.updates < wanted:
+            node.step(port, 1e-4)
+            if len(port.view.clocks) == 2 and not port.view.finish_reason:
+                leads[node.line].append(port.gate.lead)  # when this update was let through
+        port.drain("target", Progress(updates=node.updates, env_steps=node.updates), 15.0)
+
+    nodes = [Node(i, hosts, GossipSettings(max_lead=max_lead, slow_factor=0.0), learn, budget=10**9, start=1.0) for i in range(3)]
+    ports = list(pool.map(Node.run, nodes))
+    assert max(node.updates for node in nodes) == wanted
+    assert sum(port.gate.forced for port in ports) == 0
+    assert sum(port.gate.waits for port in ports) > 0
+    assert min(len(lead) for lead in leads) > 0
+    assert max(max(lead) for lead in leads) == max_lead - 1
+
+
+def test_a_node_that_has_diverged_adopts_the_state_of_another_while_it_runs(pool: ThreadPoolExecutor) -> None:
+    """Node 1 is turned round in the middle of the run; then one of the two gives way, and both average again."""
+    hosts = host_list(2)
+    versions: list[int] = [0, 0]
+
+    def learn(node: Node, port: GossipPort) -> None:
+        enough = None
+        while not port.view.finish_reason and (enough is None or port.view.exchanges < enough):
+            node.step(port, 1e-4)
+            assert port.version >= versions[node.line]
+            versions[node.line] = port.version
+            if node.line == 1 and node.updates == 100:
+                node.vector.neg_()
+            if enough is None and port.view.diverged:
+                enough = port.view.exchanges + 30
+        port.drain("target", Progress(updates=node.updates, env_steps=node.updates), 15.0)
+
+    settings = GossipSettings(on_diverged="bootstrap", max_staleness=4)
+    nodes = [Node(i, hosts, settings, learn, budget=10**9, start=1.0) for i in range(2)]
+    ports = list(pool.map(Node.run, nodes))
+    assert sum(port.view.rejoins for port in ports) >= 1
+    assert [port.drained for port in ports] == ["drained", "drained"]
+    own, peer = (node.vector.numpy() for node in nodes)
+    assert np.linalg.norm(own - peer) / np.linalg.norm(own) < 1e-2
+    assert all(port.version >= node.updates for port, node in zip(ports, nodes, strict=True))
+
+
 def test_a_node_that_leaves_does_not_hold_the_others(pool: ThreadPoolExecutor) -> None:
     hosts = host_list(3)
 

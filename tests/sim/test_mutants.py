@@ -94,7 +94,7 @@ def test_forgetting_a_delta(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(self, snapshot, version, self.sequence)
 
     monkeypatch.setattr(Shadow, "publish", publish)
-    caught("its shadow is version")
+    caught("its shadow is version", "away from the ledger")
 
 
 def test_blaming_others_for_the_own_pause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,12 @@ class Donor:
         """The learner moves on: what was captured still serves the transfers under way, but no new one."""
         self._captured_at = -math.inf
 
+    def withdraw(self) -> None:
+        """My own state is about to be replaced: nobody gets any more of it. What is ``in_flight`` is sent to its end."""
+        self._captured = None
+        self._waiting.clear()
+        self._transfers.clear()
+
     def capture(self) -> None:
         """Ask the learner for its state."""
         self._capturing = True

@@ -68,7 +68,7 @@ class Aftermath:
                 self._out.log("error", f"{name} sent bad snapshots again and again: quarantined")
         elif ending.code == "diverged":
             member.avoid_until = now + self._offer_timeout_s
-            self._divergence.too_far(ending.exchange)
+            self._divergence.too_far(ending.exchange, now)
         elif ending.step is Step.EXPIRED:
             self._out.log("warning", f"an exchange with {name} stayed in doubt and was given up: one defect")
         elif own:
@@ -83,7 +83,7 @@ class Aftermath:
         member.averaged_at = now
         member.strikes = 0
         member.unanswered = 0
-        self._divergence.near()
+        self._divergence.averaged(exchange)
         if ending.late:
             return
         if exchange.final:

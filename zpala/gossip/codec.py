@@ -97,6 +97,7 @@ _condition = record(
     return_mean=("m", real()),
     return_count=("k", integer(0, RETURNS_MAX)),
     finish_reason=("f", _word_or_nothing),
+    update_s=("w", real(0.0)),
 )
 _snapshot = record(
     m.SnapshotDescription,

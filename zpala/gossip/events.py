@@ -24,7 +24,11 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdoptState:
-    """The state parts named ``parts`` hold a valid state of another node: install it, take its version, and report "adopted"."""
+    """The state parts named ``parts`` hold a valid state of another node: install it, take its version, and report "adopted".
+
+    A learner that is learning already does so at an update boundary: it drops the deltas that it has not applied (they belong to the
+    parameters that it gives up), keeps its own version when that is higher, and publishes. One that has finished does nothing.
+    """
 
     version: int
     optimizer_steps: int
@@ -49,6 +53,8 @@ class View:
     heartbeat. The defaults are what holds before the first."""
 
     eligible: tuple[tuple[int, int], ...] = ()  # (line, last known version) of those who may hold the gate
+    clocks: tuple[tuple[int, int], ...] = ()  # those of them that the lead counts over; none without max_lead
+    slow: tuple[int, ...] = ()  # lines that it does not count over because they are far slower than the others
     live: int = 0  # live nodes of this run beside this one
     neighbours_live: int = 0  # those of them that the topology lets me average with
     averaged: int = 0  # those of them whose delta was queued within the last 30 s
@@ -63,8 +69,11 @@ class View:
     doubts: int = 0
     defects: int = 0
     rejected: int = 0
+    diverged: int = 0  # exchanges whose two snapshots were too far from each other, refused or not
+    rejoins: int = 0  # times that this node gave up its diverged state for a peer's
     distance: float = 0.0  # relative distance at the last exchange
     exchange_p50_s: float = 0.0  # from freezing to queueing the delta, last 64 exchanges
+    load: float = 0.0  # share of recent time in which this node could not take part in another exchange
     bytes_sent: int = 0  # payload bytes
     bytes_received: int = 0
     all_reached_target: bool = False
@@ -107,6 +116,7 @@ class Published:
     rate: float = 0.0  # env_steps per second
     return_mean: float = 0.0
     return_count: int = 0
+    update_s: float = 0.0  # mean seconds of an update without its wait in the gate; 0.0 until known
     waiting: bool = False  # published from inside the gate (no update since the last one)
 
 

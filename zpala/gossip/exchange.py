@@ -358,6 +358,12 @@ class Exchanges:
         if self.current is not None and self.current.peer is member and self.current.state is State.OFFERED:
             self._close(self.current, Step.FENCED, "", now)
 
+    def give_up_doubts(self, now: float) -> None:
+        """My parameters are to be replaced: a delta of the old ones must not come later. A peer that has applied its half is a defect."""
+        for doubt in list(self.doubts.values()):
+            self.counters["defects"] += 1
+            self._close(doubt, Step.EXPIRED, "", now)
+
     def withdraw(self, code: str, now: float) -> None:
         """Abort the current exchange if that is still allowed."""
         if self.current is not None and not self.current.ok_sent:

@@ -2,6 +2,10 @@
 
 Owns whether this node leads the start, and the phases from WAITING to RUNNING. The initial parameters travel by ``adoption``,
 whose messages do not pass here; the end of the run is ``leaving``'s.
+
+A node whose parameters have diverged goes from RUNNING back to JOINING (``rejoin``) to adopt the state of one certain peer. Its learner is
+told nothing until that state is there: it goes on learning with the gate open, and counting env_steps, and installs the state at an update
+boundary. When the peer cannot give it, the node goes on with what it has.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from zpala.gossip.run import Run
 from zpala.gossip.settings import GossipSettings
 
 DISCOVER_S = 1.5  # whoever does not wait for all looks for a run under way for so long, at least
+REJOIN_FAILURES = 3  # of the one donor, then a diverged node goes on with its own state
 BEFORE_LEARNING = FORMING | {Phase.WAITING, Phase.JOINING}
 
 
@@ -48,6 +53,8 @@ class Formation:
         self._donor = donor
         self._out = outbox
         self._leading = False
+        self._source: Member | None = None  # whose state replaces mine
+        self._failures = 0  # of the joiner, when that began
 
     @property
     def gives_state(self) -> bool:
@@ -69,6 +76,9 @@ class Formation:
     def step(self, now: float) -> None:
         """One step of the start barrier or of joining, unless the learner is busy with a state."""
         if self._run.phase not in BEFORE_LEARNING or self._joiner.installing or self._donor.capturing:
+            return
+        if self._source is not None:
+            self._rejoin_from(self._source, now)
             return
         present = [member for member in self._membership if member.live and member.established]
         joining = self._run.phase is Phase.JOINING
@@ -142,16 +152,55 @@ class Formation:
         self._run.enter(Phase.RUNNING, now)
         self._out.learner(Start(version=self._run.version))
 
+    # ---- again ------------------------------------------------------------------------------------------------------------------------
+
+    def rejoin(self, member: Member, now: float) -> None:
+        """Replace the state of this node, which is RUNNING, by that of ``member``."""
+        self._source = member
+        self._failures = self._joiner.failures
+        self._donor.withdraw()
+        self._joiner.begin()
+        self._run.rejoining = True
+        self._run.enter(Phase.JOINING, now)
+
+    def _rejoin_from(self, source: Member, now: float) -> None:
+        if self._donor.in_flight:  # the state parts are still read
+            return
+        there = source.live and source.established and source.nonce == self._run.nonce and source.condition.phase in ACTIVE
+        if not there or self._joiner.failures >= self._failures + REJOIN_FAILURES:
+            self._out.log("warning", f"{self._hosts[source.line].name} cannot give its state: going on with what this node has")
+            self.stay(now)
+        else:
+            self._joiner.on_timer([source], now)
+
+    def stay(self, now: float) -> None:
+        """RUNNING again with the own state, if another was to replace it."""
+        if self._source is not None:
+            self._joiner.cancel()
+            self._run_on(now)
+
+    def _run_on(self, now: float) -> None:
+        self._source = None
+        self._run.rejoining = False
+        self._run.changed = True
+        self._run.enter(Phase.RUNNING, now)
+
     # ---- from the learner -------------------------------------------------------------------------------------------------------------
 
     def captured(self, version: int, now: float) -> None:
         """The donor has the state that it asked for: a leader has what the run starts from."""
+        if self._source is not None:
+            self._donor.withdraw()  # it was asked before
         if self._leading and self._run.phase is Phase.STARTING:
             self._run.version = version
             self._run.enter(Phase.READY, now)
 
     def adopted(self, version: int, now: float) -> None:
         """The learner has installed the run's state."""
+        if self._source is not None:
+            self._run.version = max(self._run.version, version)  # a version never falls while a process learns
+            self._run_on(now)
+            return
         self._run.version = version
         if self._run.phase is Phase.JOINING:
             self._start_learning(now)

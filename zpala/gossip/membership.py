@@ -53,6 +53,8 @@ _OF_THE_PROCESS = (
     "avoid_until",
     "no_news_wait_s",
     "strikes",
+    "slow",
+    "pace_since",
 )
 ENDED = frozenset({Phase.FINISHED, Phase.DRAINED})
 ACTIVE = ENDED | {Phase.RUNNING}
@@ -77,6 +79,8 @@ class Member:
     avoid_until: float = 0.0
     no_news_wait_s: float = 0.0
     strikes: int = 0
+    slow: bool = False  # see ``slowness``
+    pace_since: float = float("inf")  # when its pace began to speak against what ``slow`` says
     # inbound: its DEALER on my ROUTER
     link: bytes | None = None
     session_in: int = 0

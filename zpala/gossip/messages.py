@@ -58,8 +58,9 @@ class Condition:
     """How far a node is; rides in HELLO, WELCOME and HEARTBEAT.
 
     ``phase`` is a value of ``membership.Phase``; ``finish_reason`` is "" until the node is FINISHED ("budget", "target", "stop").
-    ``leader_ready`` carries the barrier's decisions (see ``barrier``). ``return_mean`` is the raw mean return of the last
-    ``return_count`` (<= 100) finished games, 0.0 when there are none.
+    ``return_mean`` is the raw mean return of the last ``return_count`` (<= 100) finished games, 0.0 when there are none.
+    ``load`` is the share of recent time in [0, 1] in which the node could not take part in another exchange, 0.0 when it is not told.
+    ``update_s`` is the mean time of an update in seconds without its waits in the gate, 0.0 when it is not known.
     """
 
     phase: str
@@ -71,6 +72,7 @@ class Condition:
     return_mean: float = 0.0
     return_count: int = 0
     finish_reason: str = ""
+    update_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,12 @@ from zpala.gossip.exchange import Exchanges
 from zpala.gossip.membership import ENDED, Member, Membership
 from zpala.gossip.neighbourhood import Neighbourhood
 from zpala.gossip.pacing import Pacing
-from zpala.gossip.partners import choose
+from zpala.gossip.partners import choose, choose_less_busy
 from zpala.gossip.run import Run
 
 
 class Offering:
-    """``rng`` chooses among the candidates."""
+    """``rng`` chooses among the candidates: ``partner`` "uniform", or "load" for the less busy of two."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Offering:
         exchanges: Exchanges,
         pacing: Pacing,
         drain: Drain,
+        partner: str,
         rng: random.Random,
     ) -> None:
         self.due_at = math.inf  # when ``offer`` should be tried again if nothing happens
@@ -39,6 +40,7 @@ class Offering:
         self._exchanges = exchanges
         self._pacing = pacing
         self._drain = drain
+        self._by_load = partner == "load"
         self._rng = rng
 
     def rest(self) -> None:
@@ -66,11 +68,16 @@ class Offering:
         if not self._pacing.allows(bool(urgent), now):
             self.due_at = max(now, self._pacing.wake_at(bool(urgent)))
             return
-        by_line = {member.line: member for member in candidates}
-        member = by_line[choose(self._rng, by_line)]
+        member = self._choose(candidates)
         final = draining and member.condition.phase in ENDED
         self._pacing.offered()
         self._exchanges.offer(member, incarnation, final, now)
+
+    def _choose(self, candidates: list[Member]) -> Member:
+        by_line = {member.line: member for member in candidates}
+        if self._by_load:
+            return by_line[choose_less_busy(self._rng, {line: member.condition.load for line, member in by_line.items()})]
+        return by_line[choose(self._rng, by_line)]
 
     def _urgent(self, possible: list[Member], draining: bool) -> list[Member]:
         """Those of ``possible`` that are not to wait for the pace."""

@@ -8,6 +8,7 @@ any more. Left to the parts, each unaware of the others but for what it is hande
     formation (barrier)      the start of the run         offering (pacing)       when to start one, and with whom
     adoption                 states given and taken       aftermath, divergence   what follows from how one ended
     finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
+    slowness                 who is not waited for        load                    how busy this node is
 
 ``run`` and ``membership`` are the records that they share; ``neighbourhood`` answers who of the members counts. Long because it is the one
 switchboard of all events; each method is short.
@@ -48,6 +49,7 @@ from zpala.gossip.formation import Formation
 from zpala.gossip.heartbeats import Heartbeats
 from zpala.gossip.hosts import HostList
 from zpala.gossip.leaving import Leaving
+from zpala.gossip.load import Load
 from zpala.gossip.membership import ACTIVE, ENDED, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import (
     Abort,
@@ -81,6 +83,7 @@ from zpala.gossip.schema import Schema
 from zpala.gossip.sessions import Sessions
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.shadow import Shadow
+from zpala.gossip.slowness import Slowness
 from zpala.gossip.topology import Topology
 
 BUFFERS_MIN = 12
@@ -177,7 +180,7 @@ class Protocol:
             nbytes=schema.nbytes,
             pool=self._pool,
             shadow=self._shadow,
-            guard=Guard(settings.max_norm_ratio, settings.max_distance),
+            guard=Guard(settings.max_norm_ratio, math.inf if settings.on_diverged == "average" else settings.max_distance),
             settings=settings,
             outbox=self._out,
             ended=self._on_ended,
@@ -198,6 +201,7 @@ class Protocol:
         self._budget = BudgetCounter(budget)
         self._drain = Drain(settings.drain_s, settings.drain_distance)
         self._pacing = Pacing(settings.max_share, rng, now)
+        self._load = Load(now)
         self._offering = Offering(
             run=self._run,
             membership=self._membership,
@@ -205,9 +209,19 @@ class Protocol:
             exchanges=self._exchanges,
             pacing=self._pacing,
             drain=self._drain,
+            partner=settings.partner,
             rng=rng,
         )
-        self._divergence = Divergence(line, hosts, self._neighbourhood, settings.max_distance, self._out, self._fatal)
+        self._divergence = Divergence(
+            line=line,
+            hosts=hosts,
+            settings=settings,
+            run=self._run,
+            neighbourhood=self._neighbourhood,
+            outbox=self._out,
+            fatal=self._fatal,
+            rejoin=self._rejoin,
+        )
         self._aftermath = Aftermath(
             line=line,
             hosts=hosts,
@@ -230,12 +244,17 @@ class Protocol:
             sessions=self._sessions,
             outbox=self._out,
         )
-        self._heartbeats = Heartbeats(settings.heartbeat_s, self._run, self._membership, self._budget, self._pacing, self._out, now)
+        self._heartbeats = Heartbeats(
+            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._load, self._out, now
+        )
+        self._slowness = Slowness(settings.slow_factor if settings.max_lead else 0.0, hosts, self._run, self._neighbourhood, self._out)
         self._outlook = Outlook(
             enabled=settings.enabled,
+            leads=settings.max_lead > 0,
             run=self._run,
             neighbourhood=self._neighbourhood,
             budget=self._budget,
+            divergence=self._divergence,
             exchanges=self._exchanges,
             donor=self._donor,
             finish=self._finish,
@@ -273,6 +292,7 @@ class Protocol:
             self._sessions.deadline(),
             self._exchanges.deadline(),
             self._offering.due_at,
+            self._outlook.due_at,
             self._leaving.deadline(),
             self._formation.deadline(self._now),
         )
@@ -303,19 +323,23 @@ class Protocol:
                 self._finish.check()
                 self._offer(now)
                 self._leaving.check_drained(now)
+            else:
+                self._offering.rest()
             self._leaving.check_stop(now)
             if self._run.announce:
                 self._beat(now)
-            elif self._run.changed:
+            elif self._run.changed or now >= self._outlook.due_at:
                 self._run.changed = False
                 if self._outlook.changed(now):
                     self._outlook.send(now)
+            self._load.observe(not self._exchanges.can_start, now)
         return self._out.take()
 
     def _beat(self, now: float) -> None:
         """Heartbeats to everybody, judgement of their silence, and a view to the learner."""
         for change in self._membership.judge(now):
             self._on_transition(change.member, change.after, now)
+        self._slowness.judge(now)
         self._heartbeats.send(now)
         self._outlook.send(now)
 
@@ -388,7 +412,7 @@ class Protocol:
             self._on_leave(member, message.reason, now)
 
     def _on_heartbeat(self, member: Member, message: Heartbeat, now: float) -> None:
-        if self._run.active and message.condition.phase in ACTIVE and message.nonce != self._run.nonce:
+        if self._run.committed and message.condition.phase in ACTIVE and message.nonce != self._run.nonce:
             self._membership.unbind(member)  # its next HELLO is refused by name
             self._counters["foreign_run"] += 1
             return
@@ -515,6 +539,11 @@ class Protocol:
         self._divergence.forget(member.line)
         self._run.changed = True
 
+    def _rejoin(self, member: Member, now: float) -> None:
+        if not self._leaving.stopping:
+            self._exchanges.give_up_doubts(now)
+            self._formation.rejoin(member, now)
+
     def _on_ended(self, ending: Ending, now: float) -> None:
         self._aftermath.on_ended(ending, self._exchanges.median_s(), now)
 
@@ -523,17 +552,21 @@ class Protocol:
     def on_published(self, published: Published, snapshot: Vector, now: float) -> list[Action]:
         """A new snapshot, f32[numel]; it is copied, the array is the learner's again when this returns."""
         if self._begin(now):
+            # A learner that waits publishes what it has mixed in: no reason to ask somebody, or two that wait would do so without end.
+            mixed_only = published.waiting and published.version <= self._run.version and self._run.phase is Phase.RUNNING
             self._shadow.publish(snapshot, published.version, published.applied_through)
             self._run.published = published
             self._run.version = published.version
             self._budget.set_own(self._line, self._sessions.incarnation, published.env_steps)
             self._outlook.published(published.env_steps)
-            self._pacing.published()
+            if not mixed_only:
+                self._pacing.published()
+            self._heartbeats.published(published.version)
             self._run.changed = True
         return self._settle(now)
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
-        """The learner waits in the gate (True), or no longer (False). While it waits, offers are urgent."""
+        """The learner waits in the gate for fresh news (True), or no longer (False). While it does, offers are urgent."""
         self._run.gate_closed = closed
         self._begin(now)
         return self._settle(now)
@@ -543,7 +576,10 @@ class Protocol:
 
         It goes on applying deltas and publishing until ``Drained``. Peers of the run finish too.
         """
-        if self._begin(now) and self._run.phase is Phase.RUNNING:
+        begun = self._begin(now)
+        if begun:
+            self._formation.stay(now)
+        if begun and self._run.phase is Phase.RUNNING:
             self._run.finish_reason = self._run.finish_reason or reason
             self._run.gate_closed = False
             self._leaving.finish(now)
@@ -558,8 +594,9 @@ class Protocol:
         return self._settle(now)
 
     def on_adopted(self, now: float) -> list[Action]:
-        """The learner has installed the adopted state."""
-        if self._begin(now):
+        """The learner has installed the adopted state. (Late: it finished in between, and nobody waits for that any more.)"""
+        if self._begin(now) and self._joiner.installing:
+            self._shadow.retire()
             meta = self._joiner.finish()
             self._budget.merge(meta.counters)
             self._formation.adopted(meta.version, now)
@@ -594,6 +631,8 @@ class Protocol:
             **self._counters,
             "left_in_doubt": self._leaving.in_doubt,
             "diverged": self._divergence.found,
+            "rejoins": self._divergence.rejoins,
+            "slow": self._slowness.found,
             "pauses": self._membership.pauses,
             "adoption_failures": self._joiner.failures,
             "adoption_rejected": self._joiner.rejected,
@@ -624,6 +663,7 @@ class Protocol:
                     "incarnation": member.incarnation,
                     "version": member.condition.version,
                     "updates": member.condition.updates,
+                    "slow": member.slow,
                 }
                 for member in self._membership
             ],

@@ -25,7 +25,8 @@ class Run:
     published: Published | None = None
     load: float = 0.0
     finish_reason: str = ""
-    gate_closed: bool = False  # the learner waits in the gate for news
+    gate_closed: bool = False  # the learner waits in the gate for fresh news
+    rejoining: bool = False  # JOINING again, to replace diverged parameters, while the learner goes on
     announce: bool = False
     changed: bool = True
     history: list[tuple[Phase, float]] = field(default_factory=list)
@@ -39,6 +40,11 @@ class Run:
     @property
     def active(self) -> bool:
         return self.phase in ACTIVE
+
+    @property
+    def committed(self) -> bool:
+        """This node has learned in the run ``nonce`` and belongs to no other."""
+        return self.active or self.rejoining
 
     def condition(self) -> Condition:
         """My account for HELLO, WELCOME and HEARTBEAT."""
@@ -55,6 +61,7 @@ class Run:
             return_mean=published.return_mean,
             return_count=published.return_count,
             finish_reason=self.finish_reason,
+            update_s=published.update_s,
         )
 
 

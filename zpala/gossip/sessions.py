@@ -160,7 +160,7 @@ class Sessions:
             self._reject(link, "agreement", field, mine, theirs, fatal=True)
             self._disagree(member, field, mine, theirs)
             return None
-        if self._run.active and hello.condition.phase in ACTIVE and hello.nonce != self._run.nonce:
+        if self._run.committed and hello.condition.phase in ACTIVE and hello.nonce != self._run.nonce:
             self._reject(link, "nonce", "run", self._run.nonce.hex(), hello.nonce.hex(), fatal=self._has_company(), known=self.incarnation)
             self._once(member, "nonce", f"{self._host(member.line)} belongs to another run ({hello.nonce.hex()}, mine is "
                        f"{self._run.nonce.hex()}) and was refused")  # fmt: skip
@@ -250,7 +250,7 @@ class Sessions:
             self._disagree(member, reject.field, reject.yours, reject.mine)
         elif reject.code == "nonce":
             self._foreign_run(member, reject)
-        elif self._run.active or not reject.fatal:
+        elif self._run.committed or not reject.fatal:
             self._once(member, reject.code, f"{host} refuses me: {reject.code}, its {reject.field} is {reject.mine}, mine {reject.yours}")
         else:
             code = EXIT_AGREEMENT if reject.code == "version" else EXIT_NETWORK
@@ -274,7 +274,7 @@ class Sessions:
     def _disagree(self, member: Member, field: str, mine: str, theirs: str) -> None:
         peer = f"{self._host(member.line)}, line {self._hosts[member.line].source_line} of hosts.txt,"
         text = f'{peer} and this node do not agree on "{field}": here it is {mine}, there {theirs}; start both with the same settings'
-        if self._run.active:
+        if self._run.committed:
             self._once(member, f"agreement {field}", text)
         else:
             self._fatal(EXIT_AGREEMENT, text)
@@ -289,9 +289,9 @@ class Sessions:
             "stop the one that is left over, or give the new run other ports"
         )
         older = self.incarnation <= reject.known_incarnation
-        if self._run.active and (self._has_company() or (not reject.fatal and not older)):
+        if self._run.committed and (self._has_company() or (not reject.fatal and not older)):
             self._once(member, "nonce", text)
-        elif self._run.active:
+        elif self._run.committed:
             self._fatal(EXIT_NETWORK, text)
 
     def _host(self, line: int) -> str:

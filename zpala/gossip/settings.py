@@ -24,7 +24,8 @@ _POSITIVE = (
     "drain_distance",
 )
 _INITIAL = ("adopt", "own")
-_ON_DIVERGED = ("exit",)
+_PARTNER = ("uniform", "load")
+_ON_DIVERGED = ("exit", "bootstrap", "average")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,10 @@ class GossipSettings:
     enabled: bool = True  # False: form the run, share counters and the end, but never average
     topology: str = "full"  # a shipped name or a path; the protocol is handed the loaded graph
     max_staleness: int = 16  # updates without fresh news from a neighbour before the gate closes
+    max_lead: int = 0  # updates ahead of the slowest live, progressing neighbour before the gate closes; 0: no such limit
+    slow_factor: float = 4.0  # a peer whose updates take that many times the median's is not waited for by max_lead; 0: every peer is
     gate_limit_s: float = 6.0  # longest single wait in the gate
+    partner: str = "uniform"  # "uniform": any neighbour alike; "load": of two drawn at random the less busy one
     mixing_weight: float = 0.5  # w in x += w (theirs - mine); both sides must agree
     initial: str = "adopt"  # "adopt": the leader's parameters everywhere; "own": keep different starts (pure averaging)
     wait_for: str | int = "all"  # nodes (this one included) that must be there before the run starts
@@ -53,7 +57,7 @@ class GossipSettings:
     max_share: float = 0.2  # share of one core that own offers may make gossip take
     max_norm_ratio: float = 10.0  # a peer's norm above that many times mine is refused
     max_distance: float = 1.0  # relative distance above that is divergence
-    on_diverged: str = "exit"
+    on_diverged: str = "exit"  # "bootstrap": of two the one with fewer updates adopts the other's state; "average": mix all the same
 
     def __post_init__(self) -> None:
         """Refuse values that break an argument of the protocol, and say which argument."""
@@ -65,10 +69,16 @@ class GossipSettings:
                 raise ValueError(f"gossip.{name} must not be negative, not {getattr(self, name)!r}")
         if self.max_staleness < 1:
             raise ValueError(f"gossip.max_staleness must be at least 1, not {self.max_staleness}: 0 would never let an update start")
+        if self.max_lead < 0:
+            raise ValueError(f"gossip.max_lead must not be negative, not {self.max_lead}: 0 means no limit")
+        if not (self.slow_factor == 0 or self.slow_factor > 1):
+            raise ValueError(f"gossip.slow_factor must be 0 or more than 1, not {self.slow_factor}: the median itself is not slow")
         if not 0 < self.mixing_weight <= 0.5:
             raise ValueError(f"gossip.mixing_weight must lie in (0, 0.5], not {self.mixing_weight}: more than half swaps the models")
         if self.initial not in _INITIAL:
             raise ValueError(f"gossip.initial must be one of {_INITIAL}, not {self.initial!r}")
+        if self.partner not in _PARTNER:
+            raise ValueError(f"gossip.partner must be one of {_PARTNER}, not {self.partner!r}")
         if self.on_diverged not in _ON_DIVERGED:
             raise ValueError(f"gossip.on_diverged must be one of {_ON_DIVERGED}, not {self.on_diverged!r}")
         if self.wait_for != "all" and not (isinstance(self.wait_for, int) and self.wait_for >= 1):

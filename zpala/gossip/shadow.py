@@ -35,7 +35,7 @@ class Shadow:
         self._queued: deque[QueuedDelta] = deque()
         self._sequence = 0
         self.version = 0
-        self.ready = False  # False until the first snapshot: nothing to freeze
+        self.ready = False  # False until the first snapshot, and after ``retire``: nothing to freeze
         self.revision = 0  # changes whenever the shadow's content may have changed
 
     @property
@@ -75,6 +75,10 @@ class Shadow:
         self.ready = True
         self.revision += 1
         return tuple(released)
+
+    def retire(self) -> None:
+        """The learner has replaced its parameters: nothing is frozen until it has published the new ones."""
+        self.ready = False
 
     def queue(self, buffer: int) -> int:
         """Add the delta in pool buffer ``buffer`` (held by the caller, the shadow's from now on); returns its sequence number."""

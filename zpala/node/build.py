@@ -172,6 +172,7 @@ def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostLi
         "gossip": "on" if g.enabled else "off",
         "mixing_weight": repr(g.mixing_weight),
         "initial": g.initial,
+        "on_diverged": g.on_diverged,
         "topology": f"{Path(topology.name).name} {topology.digest()}",
         "hosts": f"{len(hosts)} lines {hosts.digest}",
         "total_env_steps": str(config.run.total_env_steps),

@@ -15,7 +15,7 @@ from types import TracebackType
 import zmq
 
 from zpala.gossip.events import Published
-from zpala.gossip.gate import FreshnessGate
+from zpala.gossip.gate import Gate
 from zpala.gossip.hosts import HostList
 from zpala.gossip.protocol import Protocol
 from zpala.gossip.schema import Schema
@@ -101,7 +101,7 @@ class Connection:
             supervisor,
             weights,
             snapshots,
-            FreshnessGate(settings.max_staleness, settings.gate_limit_s),
+            Gate(settings.max_staleness, settings.gate_limit_s, settings.max_lead),
             buffers=buffers,
             state_parts=state_parts,
             interrupted=interrupted,

@@ -66,6 +66,7 @@ def train(
         progress = Progress(updates, env_steps, env_steps / max(clock() - started, 1e-9), report.return_mean, report.return_count)
         with report.timed("gossip"):
             staleness = port.boundary(progress)
+        algorithm.optimizer.steps = port.optimizer_steps  # another number when the state of another node has been adopted
         cluster_env_steps = port.view.other_env_steps + env_steps
         finished = port.view.finish_reason or ("budget" if cluster_env_steps >= total_env_steps else "")
         if finished or (port.view.all_reached_target and updates > 0):

@@ -36,7 +36,7 @@ class SnapshotFree:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GateChanged:
-    """Learner to proxy: the learner has begun (``closed``) or ended a wait in the gate: exchanges are urgent while it is closed."""
+    """Learner to proxy: the learner has begun (``closed``) or ended a wait for fresh news: exchanges are urgent while it lasts."""
 
     closed: bool
 

@@ -138,7 +138,6 @@ def _run(
 
             try:
                 port.join(config.gossip.start_timeout_s + JOIN_MARGIN_S)
-                parts.algorithm.optimizer.steps = port.optimizer_steps
                 report.start(time.monotonic())
                 outcome = train(
                     algorithm=parts.algorithm,

@@ -18,7 +18,7 @@ import zmq
 from numpy.typing import NDArray
 
 from zpala.gossip import events
-from zpala.gossip.gate import Closed, FreshnessGate
+from zpala.gossip.gate import Closed, Gate, Verdict
 from zpala.gossip.shadow import DeltaQueue
 from zpala.node.errors import NodeError
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
@@ -62,7 +62,7 @@ class GossipPort:
         supervisor: Supervisor,
         weights: Weights,
         snapshots: SnapshotSlots[events.Published],
-        gate: FreshnessGate,
+        gate: Gate,
         *,
         buffers: list[NDArray[np.float32]],
         state_parts: Mapping[str, NDArray[np.float32]],
@@ -75,6 +75,7 @@ class GossipPort:
         self.version = 0
         self.optimizer_steps = 0
         self.deltas_applied = 0
+        self.deltas_dropped = 0  # of parameters that were given up
         self.drained: str | None = None
         self.progress = Progress()
         self._mailbox = mailbox
@@ -88,6 +89,9 @@ class GossipPort:
         self._deltas = DeltaQueue()
         self._started = False
         self._state_wanted: int | None = None
+        self._adoption: events.AdoptState | None = None
+        self._finished = False  # the proxy has been told so
+        self._news_wanted = False
         self._changed = True  # since the last snapshot
         self._published_at = float("-inf")
         self._published_through = self._deltas.applied_through
@@ -109,6 +113,7 @@ class GossipPort:
             if self._clock() > deadline:
                 raise NodeError(f"the run did not start within {limit_s:g} s: see above which peers were missing", 3)
             self._wait(WAIT_SLICE_S)
+            self._install()
             self._serve_state()
 
     # -- at every update boundary -----------------------------------------------------------------------------------------------------
@@ -124,16 +129,14 @@ class GossipPort:
         self._mix(progress)
         self._serve_state()
         self._publish(progress, urgent=False)
-        decision = self.gate.ask(progress.updates, self._clock())
-        if isinstance(decision, Closed):
-            self._mailbox.send(GateChanged(True))
-            while isinstance(decision, Closed) and self.drained is None and not self.view.finish_reason:
-                self._publish(progress, urgent=True)
-                self._wait(min(max(decision.until - self._clock(), 0.0), WAIT_SLICE_S))
-                self._mix(progress)
-                self._serve_state()
-                decision = self.gate.ask(progress.updates, self._clock())
-            self._mailbox.send(GateChanged(False))
+        decision = self._ask(progress)
+        while isinstance(decision, Closed) and self.drained is None and not self.view.finish_reason:
+            self._publish(progress, urgent=True)
+            self._wait(min(max(decision.until - self._clock(), 0.0), WAIT_SLICE_S))
+            self._mix(progress)
+            self._serve_state()
+            decision = self._ask(progress)
+        self._want_news(False)
         return self.gate.staleness(progress.updates) if self.view.eligible else 0
 
     def updated(self) -> None:
@@ -150,13 +153,12 @@ class GossipPort:
         Returns at the latest after ``limit_s`` seconds, whatever the proxy does; the protocol's own limit is shorter.
         """
         deadline = self._clock() + limit_s
-        told = False
         while self.drained is None and self._clock() < deadline:
             self._mix(progress)
             self._serve_state()
             self._publish(progress, urgent=True)
-            if not told and not self._changed and not self._snapshots.copying:
-                told = self._mailbox.send(RunFinished(reason))
+            if not self._finished and not self._changed and not self._snapshots.copying:
+                self._finished = self._mailbox.send(RunFinished(reason))
             self._wait(0.02)
         self._mix(progress)
 
@@ -171,6 +173,17 @@ class GossipPort:
                     self.drained = message.reason
 
     # -- pieces -------------------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, progress: Progress) -> Verdict:
+        decision = self.gate.ask(progress.updates, self.version, self._clock())
+        self._want_news(isinstance(decision, Closed) and decision.stale)
+        return decision
+
+    def _want_news(self, wanted: bool) -> None:
+        """Tells the proxy when exchanges become urgent, and when they no longer are."""
+        if wanted is not self._news_wanted:
+            self._news_wanted = wanted
+            self._mailbox.send(GateChanged(wanted))
 
     def _wait(self, limit_s: float) -> None:
         """Waits for a message of the proxy, at most ``limit_s`` seconds, and takes in all that came."""
@@ -195,16 +208,13 @@ class GossipPort:
                 self._snapshots.release(message.slot)
             case events.View():
                 self.view = message
-                self.gate.view(dict(message.eligible))
+                self.gate.view(dict(message.eligible), dict(message.clocks), self.version)
             case ProxyCounters():
                 self.counters = message
             case events.CaptureState():
                 self._state_wanted = message.state_id
             case events.AdoptState():
-                self._weights.install({name: self._state_parts[name] for name in message.parts})
-                self.version, self.optimizer_steps = message.version, message.optimizer_steps
-                _log.info("adopted %s of version %d", ", ".join(message.parts), message.version)
-                self._mailbox.send(StateAdopted())
+                self._adoption = message
             case events.Start():
                 self._started = True
             case events.Drained():
@@ -214,7 +224,23 @@ class GossipPort:
             case _:
                 raise TypeError(f"the proxy sent {message!r}, which no learner expects")
 
+    def _install(self) -> None:
+        """Takes over the state of another node, once no snapshot of the old one is being copied: the proxy must not get it later."""
+        self._hand_over()
+        adoption = self._adoption
+        if adoption is None or self._snapshots.copying or self._finished:
+            return
+        self._adoption = None
+        self.deltas_dropped += len(self._deltas.take())
+        self._weights.install({name: self._state_parts[name] for name in adoption.parts})
+        self.version = max(self.version, adoption.version) if self._started else adoption.version
+        self.optimizer_steps = adoption.optimizer_steps
+        self._changed = True
+        _log.info("adopted %s of version %d", ", ".join(adoption.parts), adoption.version)
+        self._mailbox.send(StateAdopted())
+
     def _mix(self, progress: Progress) -> None:
+        self._install()
         for delta in self._deltas.take():
             self._weights.add(self._buffers[delta.buffer])
             self.gate.mixed(delta.line, delta.peer_version, progress.updates, delta.from_doubt)
@@ -234,12 +260,17 @@ class GossipPort:
                 rate=progress.rate,
                 return_mean=progress.return_mean,
                 return_count=progress.return_count,
+                update_s=self.gate.update_s,
                 waiting=urgent,
             )
             if self._snapshots.capture(self._weights.parameters, stamp):
                 self._changed = False
                 self._published_at, self._published_through = now, self._deltas.applied_through
                 self._copy_s = self._clock() - now
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Snapshots whose copies are complete go to the proxy."""
         for slot, stamp in self._snapshots.completed():
             self._mailbox.send(SnapshotReady(slot, stamp))
 

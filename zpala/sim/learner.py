@@ -13,7 +13,7 @@ import numpy as np
 
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import AdoptState, CaptureState, DeltaQueued, Drained, Fatal, Published, Start, StateCaptured, View
-from zpala.gossip.gate import Closed, Forced, FreshnessGate
+from zpala.gossip.gate import Closed, Forced, Gate
 from zpala.gossip.shadow import DeltaQueue
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Learner:
         self.slot = np.full_like(start, 0.5)  # stands for optimiser state; never averaged
         self.period_s = period_s
         self.drift = drift
-        self.gate = FreshnessGate(settings.max_staleness, settings.gate_limit_s)
+        self.gate = Gate(settings.max_staleness, settings.gate_limit_s, settings.max_lead)
         self.deltas = DeltaQueue()
         self.updates = 0
         self.version = 0
@@ -42,7 +42,9 @@ class Learner:
         self.longest_wait_s = 0.0
         self.staleness_max = 0
         self.due_at = math.inf  # when its next update ends, or its wait in the gate, at the latest
+        self.news_wanted = False
         self.applied: list[DeltaQueued] = []
+        self.dropped = 0  # deltas, with the parameters that they belonged to
         self._wait_began = 0.0
 
     # ---- mails from the proxy ---------------------------------------------------------------------------------------------------------
@@ -56,11 +58,7 @@ class Learner:
             self.publish()
             self.next_update()
         elif isinstance(event, AdoptState):
-            self.vector[:] = node.parts["parameters"]
-            self.slot[:] = node.parts["slot"]
-            self.version = event.version
-            node.cluster.adoptions.append((node.cluster.now, node.line))
-            node.do(node.protocol.on_adopted(node.cluster.now))
+            self.adopt(event)
         elif isinstance(event, CaptureState):
             if self.state == "hung":
                 return
@@ -73,11 +71,28 @@ class Learner:
             self.look_soon()
         elif isinstance(event, View):
             self.view = event
-            self.gate.view(dict(event.eligible))
+            self.gate.view(dict(event.eligible), dict(event.clocks), self.version)
             self.look_soon()
         elif isinstance(event, Drained | Fatal):
             self.state = "drained"
             node.ended(event)
+
+    def adopt(self, event: AdoptState) -> None:
+        """Before its first update, or when it has diverged and gives up what it had."""
+        node = self.node
+        if self.state in ("finished", "drained"):
+            return
+        before = node.effective()
+        self.dropped += len(self.deltas.take())
+        self.vector[:] = node.parts["parameters"]
+        self.slot[:] = node.parts["slot"]
+        self.version = max(self.version, event.version)
+        if node.learns:
+            node.cluster.ledger.moved(self.vector - before)
+        node.cluster.adoptions.append((node.cluster.now, node.line))
+        node.do(node.protocol.on_adopted(node.cluster.now))
+        if node.learns:
+            self.publish(waiting=True)
 
     def look_soon(self) -> None:
         if self.state in IDLE:
@@ -122,6 +137,7 @@ class Learner:
             rate=cluster.steps_per_update / self.period_s,
             return_mean=node.return_mean,
             return_count=100,
+            update_s=self.gate.update_s,
             waiting=waiting,
         )
         node.published(snapshot.copy(), published)
@@ -142,12 +158,12 @@ class Learner:
         if reason:
             self.finish(reason)
             return
-        verdict = self.gate.ask(self.updates, now)
+        verdict = self.gate.ask(self.updates, self.version, now)
         if isinstance(verdict, Closed):
             if self.state != "gate":
                 self.state, self._wait_began, self.due_at = "gate", now, now + self.gate.gate_limit_s
-                node.do(node.protocol.on_gate(True, now))
                 node.cluster.at(verdict.until, self.when_idle, node)
+            self.want_news(verdict.stale)
             return
         if isinstance(verdict, Forced):
             node.cluster.forced.append((now, node.line, verdict.holders))
@@ -165,7 +181,13 @@ class Learner:
         if self.state == "gate":
             now = self.node.cluster.now
             self.longest_wait_s = max(self.longest_wait_s, now - self._wait_began)
-            self.node.do(self.node.protocol.on_gate(False, now))
+            self.want_news(False)
+
+    def want_news(self, wanted: bool) -> None:
+        """Tells the proxy whether the gate waits for fresh parameters."""
+        if wanted is not self.news_wanted:
+            self.news_wanted = wanted
+            self.node.do(self.node.protocol.on_gate(wanted, self.node.cluster.now))
 
     # ---- faults -----------------------------------------------------------------------------------------------------------------------
 

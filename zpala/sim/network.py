@@ -76,6 +76,7 @@ class Network:
         self.blocked: dict[tuple[int, int], float] = {}  # (from, to) -> since when
         self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset
         self.corrupt: Callable[[int, int, Any, Vector], Vector] = lambda source, target, message, content: content
+        self.further_s: Callable[[int, int], float] = lambda source, target: 0.0  # what the way between two lines takes beyond latency_s
         self.trace: Callable[[str], None] | None = None
         self._clock = clock
         self._rng = rng
@@ -240,7 +241,8 @@ class Network:
 
     def _arrival(self, connection: Connection, direction: str, nbytes: int) -> float:
         now = self._clock.now
-        arrival = max(now + self._rng.uniform(*self.latency_s) + nbytes / self.bandwidth, connection.last.get(direction, -math.inf))
+        way_s = self._rng.uniform(*self.latency_s) + self.further_s(connection.source.line, connection.target.line)
+        arrival = max(now + way_s + nbytes / self.bandwidth, connection.last.get(direction, -math.inf))
         connection.last[direction] = arrival
         return arrival
 
