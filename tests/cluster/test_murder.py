@@ -146,20 +146,20 @@ def test_a_node_that_stops_before_its_accept_comes_back(processes: Processes) ->
 
 
 LONG = ("--total-env-steps", "5_000_000", "--set", "gossip.max_staleness=64")
-ALERT = ("gossip.heartbeat_s=0.25", "gossip.suspect_s=1.5", "gossip.dead_s=3.0")  # a peer is missed sooner than by default
+ALERT = ("gossip.heartbeat_s=0.25", "gossip.suspect_s=1.0", "gossip.dead_s=2.0")  # a peer is missed sooner than by default
 
 
 def test_learning_nodes_outlive_a_murder(processes: Processes) -> None:
     """``zpala node`` itself: one of three is killed after an OK of its own; the others average on, and no gate waits for it."""
     hosts = processes.hosts(3)
     options = [*LONG, *(word for setting in ALERT for word in ("--set", setting))]
-    faulty = (*FAULTY, Point.AFTER_OK, "kill", "--after", "20", "zpala")
+    faulty = (*FAULTY, Point.AFTER_OK, "kill", "--after", "5", "zpala")
     nodes = [processes.node(hosts, *options, "--name", f"n{i}", command=faulty if i == VICTIM else ZPALA) for i in range(3)]
     dies_at(nodes[VICTIM], Point.AFTER_OK)
     directories = [processes.folder / f"run/nodes/n{line}" for line in SURVIVORS]
     for line in SURVIVORS:
         nodes[line].wait_for("n1 is dead")
-        for _ in range(4):
+        for _ in range(2):
             nodes[line].wait_for("averaged with 1/1 peers", after=len(nodes[line].lines))
     for line in SURVIVORS:
         nodes[line].send(signal.SIGTERM)
