@@ -50,6 +50,11 @@ class Process:
     def text(self) -> str:
         return "\n".join(self.lines)
 
+    def read_on(self) -> None:
+        """Reads what it has said by now."""
+        while self._open and self._read(0.0):
+            pass
+
     def wait_for(self, pattern: str, limit_s: float = LIMIT_S, *, after: int = 0) -> re.Match[str]:
         """The match in the first line that has ``pattern``, now or within ``limit_s`` seconds; the first ``after`` lines do not count."""
         deadline = time.monotonic() + limit_s

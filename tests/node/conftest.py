@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import zmq
 
 from zpala.node.sockets import Context, Socket
 from zpala.node.worker import Supervisor
+
+if TYPE_CHECKING:
+    from tests.node.pair import Pair
 
 LIMIT_S = 10.0
 _numbers = itertools.count()
@@ -67,3 +71,21 @@ def poll(socket: Socket, limit_s: float = LIMIT_S) -> None:
 def receive(socket: Socket, limit_s: float = LIMIT_S) -> list[bytes]:
     poll(socket, limit_s)
     return socket.recv_multipart(zmq.DONTWAIT)
+
+
+@pytest.fixture
+def make_pair() -> Iterator[Callable[..., Pair]]:
+    """Makes pairs of nodes that are stopped after the test; none of their threads may have failed."""
+    from tests.node.pair import Pair  # which needs this module
+
+    made: list[Pair] = []
+
+    def factory(*arguments: Any, **options: Any) -> Pair:
+        made.append(Pair(*arguments, **options))
+        return made[-1]
+
+    yield factory
+    for pair in made:
+        pair.stop()
+    for pair in made:
+        assert all(supervisor.first is None for supervisor in pair.supervisors)
