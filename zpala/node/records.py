@@ -36,6 +36,8 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/gate_forced": port.gate.forced,
         "gossip/gate_holder": ", ".join(str(line) for line in port.gate.holders),
         "gossip/deltas_applied": port.deltas_applied,
+        "gossip/keys_denied": port.counters.keys_denied,
+        "gossip/handshakes_failed": port.counters.handshakes_failed,
         "phase": view.phase,
     }
 

@@ -1,0 +1,167 @@
+"""Two nodes as threads of a test: real protocols, real proxies, real sockets; only the learners are played, by the test's own thread."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import zmq
+
+from tests.node.conftest import LIMIT_S, terminate
+from zpala.gossip import events
+from zpala.gossip.hosts import parse_hosts
+from zpala.gossip.protocol import Protocol
+from zpala.gossip.schema import Schema, TensorEntry
+from zpala.gossip.settings import GossipSettings
+from zpala.gossip.topology import load_topology
+from zpala.node import sockets
+from zpala.node.frames import Vector
+from zpala.node.keys import Keyring, SecretKey
+from zpala.node.mailbox import ProxyCounters, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.proxy import Proxy
+from zpala.node.sockets import Context
+from zpala.node.worker import Supervisor
+
+BUDGET = 10**9
+
+
+class PlayedLearner:
+    """Applies every delta at once and publishes after it, as a learner does at each update boundary; learns nothing."""
+
+    def __init__(self, proxy: Proxy, model: Vector, buffers: Sequence[Vector], state: Vector, snapshots: Sequence[Vector]) -> None:
+        self.proxy = proxy
+        self.model = model
+        self.view: events.View | None = None
+        self.counters = ProxyCounters()
+        self.drained = ""
+        self.deltas = 0
+        self._buffers = buffers
+        self._state = state
+        self._snapshots = snapshots
+        self._free = list(range(len(snapshots)))
+        self._version = 0
+        self._applied_through = 0
+        self._running = False
+        self._published_through = -1
+
+    def turn(self) -> None:
+        for message in self.proxy.mailbox.receive():
+            match message:
+                case events.Start(version=version):
+                    self._version, self._running = version, True
+                case events.DeltaQueued(sequence=sequence, buffer=buffer):
+                    self.model += self._buffers[buffer]
+                    self._applied_through = sequence
+                    self._version += 1
+                    self.deltas += 1
+                case events.CaptureState(state_id=state_id):
+                    self._state[:] = self.model
+                    self.proxy.mailbox.send(events.StateCaptured(state_id=state_id, version=self._version, optimizer_steps=0))
+                case events.AdoptState(version=version):
+                    self.model[:] = self._state
+                    self._version = version
+                    self.proxy.mailbox.send(StateAdopted())
+                case events.Drained(reason=reason):
+                    self.drained = reason
+                case events.Fatal(text=text):
+                    pytest.fail(text)
+                case events.View():
+                    self.view = message
+                case SnapshotFree(slot):
+                    self._free.append(slot)
+                case ProxyCounters():
+                    self.counters = message
+        if self._running and self._free and self._published_through < self._version:
+            self._publish()
+
+    def _publish(self) -> None:
+        slot = self._free.pop()
+        self._snapshots[slot][:] = self.model
+        self._published_through = self._version
+        published = events.Published(version=self._version, updates=self._version, applied_through=self._applied_through)
+        self.proxy.mailbox.send(SnapshotReady(slot, published))
+
+
+class Pair:
+    """Two nodes, each with a context of its own, as two processes would have.
+
+    Args:
+        keys: of every line of hosts.txt: the two nodes are the first two lines, the others never start. Without keys there are two lines.
+    """
+
+    def __init__(self, numel: int, initial: str = "own", keys: Sequence[SecretKey] = ()) -> None:
+        self.contexts: list[Context] = [sockets.node_context(encrypted=bool(keys)) for _ in range(2)]
+        self.supervisors = [Supervisor(context) for context in self.contexts]
+        listeners = [sockets.listening_socket("127.0.0.1", 0) for _ in range(2)]
+        addresses = {line: ("127.0.0.1", listener.getsockname()[1]) for line, listener in enumerate(listeners)}
+        size = max(2, len(keys))
+        addresses |= {line: ("127.0.0.1", line) for line in range(2, size)}  # privileged ports: nobody answers there
+        public = [key.public for key in keys] or [""] * size
+        text = "\n".join(f"{host}:{port} {key}" for (host, port), key in zip(addresses.values(), public, strict=True))
+        self.hosts = parse_hosts(text, "hosts.txt")
+        self.agreement = {"hosts": self.hosts.digest}
+        schema = Schema((TensorEntry("x", (numel,), 0, numel),), numel)
+        self.learners: list[PlayedLearner] = []
+        self.protocols: list[Protocol] = []  # each its proxy's; to be looked at, not called
+        for line in range(2):
+            shadow, state, *vectors = [np.zeros(numel, dtype=np.float32) for _ in range(16)]
+            buffers, snapshots = vectors[:12], vectors[12:]
+            protocol = Protocol(
+                line=line,
+                hosts=self.hosts,
+                topology=load_topology("full", size),
+                agreement=self.agreement,
+                schema=schema,
+                settings=GossipSettings(initial=initial, max_share=1.0, max_distance=10.0, wait_for=2),
+                node=self.hosts[line].name,
+                incarnation=time.time_ns(),
+                nonce=bytes([line + 1]) * 8,
+                shadow=shadow,
+                buffers=buffers,
+                state_parts={"parameters": state},
+                budget=BUDGET,
+                rng=random.Random(line),
+                now=time.monotonic(),
+            )
+            proxy = Proxy(
+                self.contexts[line],
+                self.supervisors[line],
+                protocol,
+                listener=listeners[line],
+                addresses=addresses,
+                snapshots=snapshots,
+                keyring=Keyring(keys[line], dict(enumerate(public))) if keys else None,
+            )
+            self.protocols.append(protocol)
+            model = np.random.default_rng(line).standard_normal(numel, dtype=np.float32)
+            self.learners.append(PlayedLearner(proxy, model, buffers, state, snapshots))
+            proxy.start()
+
+    def run_until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:
+        """Plays both learners until ``condition()``; wakes when mail arrives."""
+        poller = zmq.Poller()
+        for learner in self.learners:
+            poller.register(learner.proxy.mailbox.socket, zmq.POLLIN)
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {limit_s:g} s"
+            poller.poll(100)
+            for learner, supervisor in zip(self.learners, self.supervisors, strict=True):
+                supervisor.raise_if_failed()
+                learner.turn()
+
+    def distance(self) -> float:
+        a, b = (learner.model.astype(np.float64) for learner in self.learners)
+        return float(np.linalg.norm(a - b) / np.linalg.norm(a))
+
+    def stop(self) -> None:
+        for learner in self.learners:
+            learner.proxy.request_stop()
+        for learner in self.learners:
+            learner.proxy.join()
+        for supervisor, context in zip(self.supervisors, self.contexts, strict=True):
+            supervisor.close()
+            terminate(context)
