@@ -9,7 +9,7 @@ import pytest
 from tests.gossip.test_protocol import ALONE, alone_with_a_session, fatals, hello, make, of_type
 from zpala.gossip.actions import Log
 from zpala.gossip.hosts import parse_hosts
-from zpala.gossip.messages import ExchangeId, Heartbeat, Leave, Nack, Ok, Reject, Welcome
+from zpala.gossip.messages import ExchangeId, Heartbeat, Leave, Nack, Ok, Reject, UpMessage, Welcome
 from zpala.gossip.protocol import Protocol
 
 KEYS = [f"{line:x}" * 64 for line in range(1, 4)]
@@ -74,7 +74,7 @@ def test_a_session_is_of_no_use_to_another_key() -> None:
     protocol = keyed()
     (welcome,) = of_type(protocol.on_up(b"x", hello(1), 0.1, KEYS[1]), Welcome)
     before = protocol.describe()
-    messages = [
+    messages: list[UpMessage] = [
         Heartbeat(session=welcome.session, nonce=b"", condition=ALONE),
         Leave(session=welcome.session, incarnation=7, reason="end"),
         Ok(session=welcome.session, xid=ExchangeId(1, 7, 0)),

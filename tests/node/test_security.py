@@ -26,6 +26,7 @@ from zpala.node.sockets import Context, Socket
 
 PAYLOAD_BYTES = 100_000
 CONDITION = m.Condition(phase="waiting")
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00"  # of ZMTP 3.0, up to the mechanism
 LATER = 2**62  # an incarnation that would fence any other
 
 
@@ -289,11 +290,9 @@ def test_a_peer_with_the_wrong_key_gets_nothing_until_it_has_the_right_one(
     assert links.messages_sent == 0
     assert wrong.admission.failed >= 5
     assert wrong.admission.denied == 0, "it never came to a key"
-    sent = f"127.0.0.1:{wrong.port} breaks off every handshake: is the key on its line of hosts.txt really its own?"
-    assert [text for text in caplog.messages if "breaks off" in text] == [sent]
-    assert [text for text in caplog.messages if "expects another key here" in text] == [
-        "a connection to this node's port was refused: it expects another key here: is this node's public key on this node's line everywhere?"
-    ]
+    said = f"127.0.0.1:{wrong.port} breaks off every handshake: is the key on its line of hosts.txt really its own?"
+    assert [text for text in caplog.messages if "breaks off" in text] == [said]
+    assert len([text for text in caplog.messages if "was refused: it expects another key here" in text]) == 1
     wrong.close()
     mended = make_door(right, freed(wrong.port))
     serve_until(mended, links, poller, lambda: links.messages_sent)
@@ -357,7 +356,7 @@ def test_who_has_no_right_key_is_served_nothing_and_told_of_once(
 ) -> None:
     caplog.clear()
     peers = []
-    for number in range(5):
+    for number in range(3):
         before = siege.refused()
         match kind:
             case "unknown key":
@@ -371,7 +370,7 @@ def test_who_has_no_right_key_is_served_nothing_and_told_of_once(
         siege.exchange(1)
     text, how = STRANGERS[kind]
     counters = siege.pair.learners[0].counters
-    assert (counters.keys_denied if how == "denied" else counters.handshakes_failed) >= 5
+    assert (counters.keys_denied if how == "denied" else counters.handshakes_failed) >= 3
     assert len([message for message in caplog.messages if text in message]) == 1
     assert not any(peer.poll(0) for peer in peers), "no answer of any sort"
     metrics = siege.pair.protocols[0].metrics()
@@ -379,29 +378,28 @@ def test_who_has_no_right_key_is_served_nothing_and_told_of_once(
 
 
 @pytest.mark.parametrize(
-    "greeting",
+    ("greeting", "told"),
     [
-        pytest.param(b"\x01\x00", id="ZMTP 1.0"),
-        pytest.param(b"\xff" + bytes(8) + b"\x7f" + b"\x01\x05\x00\x00", id="ZMTP 2.0"),
-        pytest.param(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32), id="ZMTP 3.0 NULL"),
-        pytest.param(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"PLAIN".ljust(20, b"\0") + bytes(32), id="ZMTP 3.0 PLAIN"),
-        pytest.param(
-            b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32) + b"\x04\xc8\x05HELLO" + bytes(194), id="CURVE"
-        ),
-        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="HTTP"),
+        pytest.param(b"\x01\x00", False, id="ZMTP 1.0"),
+        pytest.param(b"\xff" + bytes(8) + b"\x7f\x01\x05\x00\x00", False, id="ZMTP 2.0"),
+        pytest.param(GREETING + b"NULL".ljust(20, b"\0") + bytes(32), True, id="ZMTP 3.0 NULL"),
+        pytest.param(GREETING + b"PLAIN".ljust(20, b"\0") + bytes(32), True, id="ZMTP 3.0 PLAIN"),
+        pytest.param(GREETING + b"CURVE".ljust(20, b"\0") + bytes(32) + b"\x04\xc8\x05HELLO" + bytes(194), True, id="CURVE"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", False, id="HTTP"),
     ],
 )
-def test_older_protocols_are_no_way_round_the_keys(siege: Siege, greeting: bytes) -> None:
+def test_older_protocols_are_no_way_round_the_keys(siege: Siege, greeting: bytes, told: bool) -> None:
+    """The node hangs up, whatever comes after the greeting. libzmq tells its monitor of what it has understood so far as to refuse it."""
     before = siege.refused()
     frame = hello(siege, 1)
     with socket.create_connection(("127.0.0.1", siege.pair.hosts[0].port), timeout=LIMIT_S) as raw:
         raw.sendall(greeting + b"\x02" + len(frame).to_bytes(8, "big") + frame)
         siege.exchange(1)
-        raw.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionResetError):
             while raw.recv(4096):  # its greeting, then the end
                 pass
-    siege.pair.run_until(lambda: siege.refused() > before)
+    if told:
+        siege.pair.run_until(lambda: siege.refused() > before)
     metrics = siege.pair.protocols[0].metrics()
     assert (metrics["forged"], metrics["no_session"], metrics["bad_frames"]) == (0, 0, 0)
 
@@ -436,20 +434,15 @@ def test_twenty_impostors_do_not_disturb_the_real_ones(
     assert not any(stranger.poll(0) for stranger in strangers)
 
 
-def test_nothing_is_left_open_by_two_lives_with_keys(make_key: Callable[[], SecretKey]) -> None:
+def test_nothing_is_left_open_by_two_lives_with_keys(make_key: Callable[[], SecretKey], knock: Callable[..., Socket]) -> None:
     """Contexts end, within the limit of ``terminate``: no socket, no monitor is forgotten, even while strangers knock."""
     for _ in range(2):
         keys = [make_key(), make_key()]
         pair = Pair(1_008, keys=keys)
-        own: Context = zmq.Context()
         for _ in range(20):
-            dealer = own.socket(zmq.DEALER)
-            dealer.setsockopt(zmq.LINGER, 0)
-            dealer.connect(sockets.endpoint("127.0.0.1", pair.hosts[0].port))
-            dealer.send(b"?")
+            knock(sockets.endpoint("127.0.0.1", pair.hosts[0].port), None).send(b"?")
         pair.run_until(lambda pair=pair: min(learner.deltas for learner in pair.learners) >= 1)  # type: ignore[misc]
         pair.stop()
-        own.destroy(linger=0)
 
 
 def test_a_monitor_never_makes_libzmq_wait(context: Context) -> None:
@@ -460,7 +453,7 @@ def test_a_monitor_never_makes_libzmq_wait(context: Context) -> None:
     count = 2 * sockets.INPROC_HWM + 500
     for _ in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as raw:
-            raw.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"CURVE".ljust(20, b"\0") + bytes(32))
+            raw.sendall(GREETING + b"CURVE".ljust(20, b"\0") + bytes(32))
             while raw.recv(4096):
                 pass
     told = 0

@@ -32,7 +32,7 @@ BROKEN_OFF_MAX: Final = 5  # handshakes that one peer breaks off in a row before
 _GRANTED: Final = b"200"
 _DENIED: Final = b"400"
 _FAILED: Final = b"500"
-_PROTOCOL_ERRORS: Final = {
+_PROTOCOL_ERRORS: Final[Mapping[int, str]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it uses no keys: does its hosts.txt have none, or an older copy?",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects another key here: is this node's public key on this node's line everywhere?",
 }
