@@ -79,12 +79,6 @@ CASES = {
         (("mine.key", f"zpala-secret-key {ALICE}\n"),),
         hosts=f"n0 127.0.0.1:PORT0 {'e' * 64}\n",
     ),
-    "no secret key": Case(
-        "--key .", ExitCode.SECURITY, ("line 1 ", "e" * 64, "no secret key", "zpala keys new"), hosts=f"n0 127.0.0.1:PORT0 {'e' * 64}\n"
-    ),
-    "secret key that is not there": Case(
-        "--key absent.key", ExitCode.SECURITY, ("absent.key: cannot read the secret key",), hosts=f"n0 127.0.0.1:PORT0 {'e' * 64}\n"
-    ),
     "secret key that others may read": Case(
         "--key open.key",
         ExitCode.SECURITY,

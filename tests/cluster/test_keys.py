@@ -77,7 +77,7 @@ def test_strangers_are_kept_out_by_name_and_come_in_when_it_is_mended(processes:
     assert stranger.running()
     stranger.send(signal.SIGTERM)
     assert stranger.end() == ExitCode.TERMINATED
-    assert "averaged with" not in stranger.text
+    assert "averaged with 1/1" not in stranger.text
 
     mended = processes.node(right, *long, "--name", "n1", "--key", keys[1].path)
     for process in (first, mended):
