@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 from zpala import __version__, cli
 from zpala.config import Config
 from zpala.exit_codes import ExitCode
+from zpala.gossip.hosts import parse_hosts
 from zpala.tools import launch, start
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +150,45 @@ def test_a_malformed_hosts_line_names_file_and_line(run: Run, tmp_path: Path) ->
     assert f"{hosts}:2:" in err
 
 
+def test_keys_are_made_and_shown(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("keys", "new", "--dir", str(tmp_path / "keys"), "--name", "n0")
+    path, public = tmp_path / "keys/n0.key", out.strip()
+    assert (status, path.stat().st_mode & 0o777) == (0, 0o600)
+    assert out == f"{public}\n"
+    assert re.fullmatch("[0-9a-f]{64}", public)
+    assert parse_hosts(f"127.0.0.1:5670 {public}", "h").keyed
+    assert str(path) in err
+    assert f"--key {path}" in err
+    secret = path.read_text().split()[-1]
+    assert secret not in out + err
+    for place in (path, path.parent):
+        assert run("keys", "show", str(place)) == (0, f"{public}  {path}\n", "")
+    assert json.loads(run("keys", "show", str(path), "--json")[1]) == [{"public": public, "path": str(path)}]
+    assert run("keys", "new", "--dir", str(tmp_path / "keys"), "--name", "n0")[0] == ExitCode.USAGE
+    assert path.read_text().split()[-1] == secret
+
+
+def test_keys_lie_in_the_configuration_folder_under_the_name_of_the_machine(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(socket, "gethostname", lambda: "gpu1.lan")
+    status, _, err = run("keys", "show")
+    assert status == ExitCode.USAGE
+    assert f"{tmp_path / 'zpala'}: no secret key here" in err
+    assert run("keys", "new")[2].count("--key") == 0
+    assert run("keys", "show")[1].endswith(f"  {tmp_path / 'zpala/gpu1.lan.key'}\n")
+
+
+def test_a_key_file_that_others_may_read_is_a_security_error(run: Run, tmp_path: Path) -> None:
+    run("keys", "new", "--dir", str(tmp_path), "--name", "n0")
+    (tmp_path / "n0.key").chmod(0o640)
+    status, out, err = run("keys", "show", str(tmp_path))
+    assert (status, out, err.count("\n")) == (ExitCode.SECURITY, "", 1)
+    assert f"zpala: {tmp_path / 'n0.key'}: " in err
+    assert "chmod 600" in err
+
+
 def test_options_that_do_not_exist_are_usage_errors(run: Run) -> None:
     status, _, err = run("node", "--peers", "h", "--max-stalness", "3")
     assert status == ExitCode.USAGE
@@ -194,7 +236,7 @@ def test_the_version(run: Run, arguments: list[str]) -> None:
 def test_help_names_every_command(run: Run) -> None:
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("node", "launch", "eval", "plot", "bench", "topology", "config"):
+    for command in ("node", "launch", "eval", "plot", "bench", "topology", "keys", "config"):
         assert command in out
 
 

@@ -78,7 +78,9 @@ def test_no_file_imports_what_its_folder_must_not_know(path: Path) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["proxy.py", "proxy_loop.py", "links.py", "frames.py", "resolver.py", "sockets.py"])
+@pytest.mark.parametrize(
+    "name", ["proxy.py", "proxy_loop.py", "links.py", "frames.py", "resolver.py", "security.py", "keys.py", "sockets.py"]
+)
 def test_the_proxy_and_its_parts_never_import_torch(name: str) -> None:
     assert not [line for line, module in imports(PACKAGE / "node" / name) if is_within(module, {"torch", "zpala.rl"})]
 

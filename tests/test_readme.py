@@ -30,7 +30,7 @@ def test_the_exit_statuses_are_those_of_the_code() -> None:
 
 def test_options_exist() -> None:
     known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--env-arg", "--episodes", "--help"}
-    known |= {"--out", "--label", "--sps", "--pairs", "--seconds"}  # of plot and bench
+    known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--dir"}  # of plot, bench and keys
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
@@ -56,6 +56,12 @@ def test_the_run_file_loads(tmp_path: Path) -> None:
 def test_the_hosts_file_parses() -> None:
     hosts = parse_hosts(block("### hosts.txt"), "README.md")
     assert [(host.name, host.port) for host in hosts] == [("10.0.0.11:5670", 5670), ("gpu1", 5670), ("v6", 5670)]
+
+
+def test_the_hosts_file_with_keys_parses() -> None:
+    lines = [line for line in block("### Keys").splitlines() if line.startswith("10.")]
+    assert len(parse_hosts("\n".join(lines), "README.md")) == 2
+    assert parse_hosts("\n".join(lines), "README.md").keyed
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "lint", "format", "bench", "clean"])

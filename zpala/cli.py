@@ -28,9 +28,11 @@ app = typer.Typer(
 topology_app = typer.Typer(help="The graphs of who may gossip with whom.", no_args_is_help=True)
 bench_app = typer.Typer(help="How fast a node is on this machine.", no_args_is_help=True)
 config_app = typer.Typer(help="The run file and its values.", no_args_is_help=True)
+keys_app = typer.Typer(help="The key pairs by which nodes know each other.", no_args_is_help=True)
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 
 EPILOG = (
     "Options for fields of the run file can be given as ZPALA_<OPTION> too. Precedence: command line, variable, run file, preset, default."
@@ -128,7 +130,7 @@ def node(
             "--peers",
             metavar="HOSTS.txt",
             envvar="ZPALA_PEERS",
-            help="All nodes: a line 'host:port' or 'name host:port' each. Or dns:NAME:PORT: all addresses of a name.",
+            help="All nodes: a line '[name] host:port [key]' each. Or dns:NAME:PORT: all addresses of a name.",
         ),
     ],
     run_file: RunFile = None,
@@ -323,6 +325,39 @@ def config_presets() -> None:
     _print("\n".join(config.preset_names()))
 
 
+@keys_app.command("new")
+def keys_new(
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", metavar="DIR", help="Folder of the secret key's file (default ~/.config/zpala).", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The file is NAME.key (default: this machine's name).", show_default=False),
+    ] = None,
+) -> None:
+    """Make a key pair: the secret key goes into a file that only you can read, the public key is printed for hosts.txt."""
+    from zpala.tools.keys import make
+
+    public, explanation = make(directory, name)
+    _print(public)
+    print(explanation, file=sys.stderr)
+
+
+@keys_app.command("show")
+def keys_show(
+    place: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Secret key file, or a folder of them; without it ~/.config/zpala.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the public key of every secret key file."""
+    from zpala.tools.keys import show
+
+    _print(show(place, as_json=as_json))
+
+
 @app.command()
 def version() -> None:
     """Print the version and exit."""
@@ -333,6 +368,7 @@ def main() -> NoReturn:
     """Entry point of ``zpala`` and ``python -m zpala``: errors that a person can mend are one paragraph on stderr."""
     from zpala.gossip.hosts import HostsError
     from zpala.gossip.topology import TopologyError
+    from zpala.node.errors import NodeError
     from zpala.run_directory import RunDirectoryError
 
     try:
@@ -340,6 +376,9 @@ def main() -> NoReturn:
     except (config.ConfigError, HostsError, TopologyError, RunDirectoryError) as error:
         print(f"zpala: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
+    except NodeError as error:
+        print(f"zpala: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     sys.exit(ExitCode.FINISHED)
 
 

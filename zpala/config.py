@@ -48,6 +48,7 @@ OPTION_FIELDS: Mapping[str, str] = {
     "start_timeout": "gossip.start_timeout_s",
     "listen": "node.listen",
     "name": "node.name",
+    "key": "node.key",
     "insecure": "node.insecure",
 }
 
@@ -172,6 +173,9 @@ class NodeConfig(Section):
     groups: int | Literal["auto"] = Field("auto", description="Groups of actors; auto: 1 on a CPU, 2 with an accelerator.")
     threads: int | Literal["auto"] = Field(
         "auto", description="Threads of torch and ALE; auto: cores / nodes on this machine, 1 without images."
+    )
+    key: Path | None = Field(
+        None, strict=False, description="Secret key file, or a folder of them, when hosts.txt has keys; without it ~/.config/zpala."
     )
     insecure: bool = Field(False, description="Listen on an address that other machines reach, without keys.")
     listen: str | None = Field(None, description="Address to bind, host:port; without it the node's own line decides.")

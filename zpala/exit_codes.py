@@ -34,7 +34,7 @@ _MEANINGS = {
     ExitCode.UNEXPECTED: "unexpected error, with a traceback",
     ExitCode.USAGE: "usage: command line, run file, topology, environment, run directory, or nodes that do not agree; nothing was trained",
     ExitCode.NETWORK: "network: port taken, no line of its own in hosts.txt, another run on the same addresses, no start",
-    ExitCode.SECURITY: "security: refused to listen where others reach it without keys",
+    ExitCode.SECURITY: "security: others could reach the node without keys, or its key is missing, open to others or not that of its line",
     ExitCode.NUMERICAL: "numerical: loss or gradient not finite, or the node diverged from its peers",
     ExitCode.ACTORS: "actors: an environment hung or failed",
     ExitCode.DUPLICATE: "duplicate: the same node already runs elsewhere",

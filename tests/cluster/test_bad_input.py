@@ -23,6 +23,8 @@ FAULTY = Path(__file__).parent / "faulty_environment.py"
 ONE_WAY = "def neighbours(index, size):\n    return {(index + 1) % size}\n"
 HOSTS = "n0 127.0.0.1:PORT0\nn1 127.0.0.1:PORT1\nn2 127.0.0.1:PORT2\n"
 NODE = "node --peers hosts.txt --run-dir run"
+ALICE = "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"  # RFC 7748, section 6.1
+ALICE_PUBLIC = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,26 @@ CASES = {
     "no line of its own": Case("", NETWORK, ("hosts.txt", "192.0.2.1:PORT0", "--name"), hosts="192.0.2.1:PORT0\n"),
     "port of a stranger": Case("", NETWORK, ("hosts.txt", "line 2", "port STRANGER", "process "), hosts="# one\nn0 127.0.0.1:STRANGER\n"),
     "address that others reach": Case(
-        "--listen 0.0.0.0:PORT0 --name n0", ExitCode.SECURITY, ("line 1 ", "127.0.0.1:PORT0", "all addresses", "--insecure")
+        "--listen 0.0.0.0:PORT0 --name n0",
+        ExitCode.SECURITY,
+        ("line 1 ", "127.0.0.1:PORT0", "all addresses", "zpala keys new", "--insecure"),
+    ),
+    "line without a key among keys": Case(
+        "", USAGE, ("hosts.txt:2:", "n1 has no key, and line 1 has one"), hosts=f"n0 127.0.0.1:PORT0 {'e' * 64}\nn1 127.0.0.1:PORT1\n"
+    ),
+    "key of another": Case(
+        "--name n0 --key mine.key",
+        ExitCode.SECURITY,
+        ("hosts.txt: ", "line 1 ", "e" * 64, "mine.key belongs to", ALICE_PUBLIC),
+        (("mine.key", f"zpala-secret-key {ALICE}\n"),),
+        hosts=f"n0 127.0.0.1:PORT0 {'e' * 64}\n",
+    ),
+    "secret key that others may read": Case(
+        "--key open.key",
+        ExitCode.SECURITY,
+        ("open.key: ", "mode 0644", "chmod 600 open.key"),
+        (("open.key", f"zpala-secret-key {ALICE}\n"),),
+        hosts=f"n0 127.0.0.1:PORT0 {ALICE_PUBLIC}\n",
     ),
     "wrong type in the run file": Case(
         "run.toml",
@@ -121,6 +142,7 @@ def answers(shared: Processes) -> dict[str, Answer]:
             for file, content in (("hosts.txt", filled.hosts), *filled.files):
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_text(content)
+                (folder / file).chmod(0o644 if file.startswith("open") else 0o600)
             before = contents(folder)
             running[name] = filled, shared(*f"{NODE} {filled.options}".split(), cwd=folder), before, folder
         return {

@@ -6,6 +6,7 @@ three started from, less the vector that the victim had frozen, plus the one del
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -127,6 +128,21 @@ def test_a_node_that_is_killed_when_half_of_its_data_has_been_delivered(processe
     for row in rows.values():
         assert mixed(row, VICTIM) == 0, "half of a vector was added"
         assert (row["defects"], row["rejected_checksum"]) == (0, 0)
+
+
+def test_a_node_that_stops_before_its_accept_comes_back(processes: Processes) -> None:
+    """Nobody waits for a process that is stopped; when it goes on, so do its exchanges, and nothing is lost."""
+    nodes = start(processes, SMALL_SIZE, Point.BEFORE_ACCEPT, "stop")
+    nodes[VICTIM].wait_for("fault: before_accept")
+    for line, other in (SURVIVORS, SURVIVORS[::-1]):
+        goes_on(nodes[line], other)
+        wait_for_row(nodes[line], lambda row: row["live"] == 1, "the stopped node is given up")
+    os.kill(nodes[VICTIM].pid, signal.SIGCONT)
+    for line in SURVIVORS:
+        wait_for_row(nodes[line], lambda row: row["live"] == 2 and mixed(row, VICTIM) >= MORE, "exchanges with the node that is back")
+    for row in end_in_order(nodes):
+        assert (row["defects"], row["doubts_open"]) == (0, 0)
+    np.testing.assert_allclose(total_at_end(processes.folder, range(3)), total_at_start(range(3), SMALL_SIZE), atol=ROUNDING)
 
 
 LONG = ("--total-env-steps", "5_000_000", "--set", "gossip.max_staleness=64")

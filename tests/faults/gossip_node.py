@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import zmq
 
-from zpala.gossip.gate import FreshnessGate
+from zpala.gossip.gate import Gate
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.settings import GossipSettings
@@ -74,7 +74,7 @@ def start_vector(line: int, size: int) -> np.ndarray:
     return np.random.default_rng(line).normal(1.0, 0.5, size).astype(np.float32)
 
 
-class _Counted(FreshnessGate):
+class _Counted(Gate):
     """Counts the deltas that were added, by the line that they came from."""
 
     def __init__(self) -> None:

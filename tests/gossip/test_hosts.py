@@ -14,8 +14,8 @@ KEY = "0123456789abcdef" * 4
 FILE = f"""# four nodes
 gpu1 192.168.0.7:5670 {KEY}   # the fast one
 
-192.168.0.8:5670
-  left-wing_2.x\t[2001:DB8:0::7]:1\t
+192.168.0.8:5670 {"e" * 64}
+  left-wing_2.x\t[2001:DB8:0::7]:1\t{"d" * 64}\t
 Node-4.Example.org.:65535 {"f" * 64}
 """
 
@@ -30,8 +30,8 @@ def outcome_of(text: str) -> HostList | HostsError:
 def test_every_form_of_a_line() -> None:
     assert parse_hosts(FILE, "hosts.txt").hosts == (
         Host(0, "gpu1", "192.168.0.7", 5670, KEY, 2),
-        Host(1, "192.168.0.8:5670", "192.168.0.8", 5670, None, 4),
-        Host(2, "left-wing_2.x", "2001:db8::7", 1, None, 5),
+        Host(1, "192.168.0.8:5670", "192.168.0.8", 5670, "e" * 64, 4),
+        Host(2, "left-wing_2.x", "2001:db8::7", 1, "d" * 64, 5),
         Host(3, "node-4.example.org:65535", "node-4.example.org", 65535, "f" * 64, 6),
     )
 
@@ -45,10 +45,12 @@ def test_a_list_of_hosts_is_a_sequence() -> None:
 
 def test_digest_is_blake2b_of_the_canonical_lines() -> None:
     canonical = (
-        f"gpu1 192.168.0.7:5670 {KEY}\n192.168.0.8:5670 192.168.0.8:5670 -\nleft-wing_2.x [2001:db8::7]:1 -\n"
+        f"gpu1 192.168.0.7:5670 {KEY}\n192.168.0.8:5670 192.168.0.8:5670 {'e' * 64}\nleft-wing_2.x [2001:db8::7]:1 {'d' * 64}\n"
         f"node-4.example.org:65535 node-4.example.org:65535 {'f' * 64}\n"
     )
     assert parse_hosts(FILE, "x").digest == hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+    without_key = hashlib.blake2b(b"a 10.0.0.1:1 -\n", digest_size=16).hexdigest()
+    assert parse_hosts("a 10.0.0.1:1", "x").digest == without_key
 
 
 def test_line_endings_comments_blanks_and_spelling_do_not_matter() -> None:
@@ -63,7 +65,7 @@ def test_line_endings_comments_blanks_and_spelling_do_not_matter() -> None:
         "a 10.0.0.1:1",
         "a 10.0.0.1:2\nb 10.0.0.2:1",
         "c 10.0.0.1:1\nb 10.0.0.2:1",
-        f"a 10.0.0.1:1 {KEY}\nb 10.0.0.2:1",
+        f"a 10.0.0.1:1 {KEY}\nb 10.0.0.2:1 {'e' * 64}",
     ],
 )
 def test_order_number_port_name_and_key_matter(other: str) -> None:
@@ -112,6 +114,7 @@ def test_a_hash_inside_a_word_is_no_comment() -> None:
         ("10.0.0.9:5670", "the address 10.0.0.9:5670 stands in line 2 already", "own"),
         ("first 10.0.0.1:5670", "the name first stands in line 2 already", "own"),
         ("10.0.0.1:5670 " + "e" * 64, f"the key {'e' * 64} stands in line 2 already", "own"),
+        ("10.0.0.1:5670", "10.0.0.1:5670 has no key, and line 2 has one", "every node a key or none"),
     ],
 )
 def test_each_mistake_names_file_line_and_fix(line: str, what: str, fix: str) -> None:
@@ -131,7 +134,14 @@ def test_two_spellings_of_one_address_are_one_address() -> None:
 
 
 def test_a_name_may_look_like_the_key_of_another() -> None:
-    assert [host.name for host in parse_hosts(f"a 10.0.0.1:1 {KEY}\n{KEY} 10.0.0.2:1", "h")] == ["a", KEY]
+    assert [host.name for host in parse_hosts(f"a 10.0.0.1:1 {KEY}\n{KEY} 10.0.0.2:1 {'e' * 64}", "h")] == ["a", KEY]
+
+
+def test_a_file_has_keys_on_every_line_or_on_none() -> None:
+    assert parse_hosts(FILE, "h").keyed
+    assert not parse_hosts("a 10.0.0.1:1\nb 10.0.0.2:1", "h").keyed
+    with pytest.raises(HostsError, match=r"^h:2: b has a key, and line 1 has none; give every node a key or none$"):
+        parse_hosts(f"a 10.0.0.1:1\nb 10.0.0.2:1 {KEY}", "h")
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "# nothing\n   # at all"])

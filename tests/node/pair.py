@@ -19,6 +19,7 @@ from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import load_topology
 from zpala.node import sockets
 from zpala.node.frames import Vector
+from zpala.node.keys import Keyring, SecretKey
 from zpala.node.links import Address
 from zpala.node.mailbox import ProxyCounters, SnapshotFree, SnapshotReady, StateAdopted
 from zpala.node.proxy import Proxy
@@ -105,6 +106,7 @@ class Pair:
 
     Args:
         others: further lines of hosts.txt, which the test plays.
+        keys: of the two nodes and the others, in the order of the lines; none: no keys.
         through: (who dials, line, its address) -> the address that is dialled instead.
         dead_link_s: of the proxies.
         drift: of the learners.
@@ -117,17 +119,20 @@ class Pair:
         initial: str = "own",
         *,
         others: Sequence[Address] = (),
+        keys: Sequence[SecretKey] = (),
         through: Callable[[int, int, Address], Address] = lambda source, line, address: address,
         dead_link_s: float = sockets.DEAD_LINK_S,
         drift: float = 0.0,
         **settings: object,
     ) -> None:
-        self.contexts: list[Context] = [zmq.Context() for _ in range(2)]
+        self.contexts: list[Context] = [sockets.node_context(encrypted=bool(keys)) for _ in range(2)]
         self.supervisors = [Supervisor(context) for context in self.contexts]
         listeners = [sockets.listening_socket("127.0.0.1", 0) for _ in range(2)]
         self.ports = [int(listener.getsockname()[1]) for listener in listeners]
         addresses = dict(enumerate([*(("127.0.0.1", port) for port in self.ports), *others]))
-        hosts = parse_hosts("\n".join(f"{host}:{port}" for host, port in addresses.values()), "hosts.txt")
+        public = [key.public for key in keys] or [""] * len(addresses)
+        text = "\n".join(f"{host}:{port} {key}" for (host, port), key in zip(addresses.values(), public, strict=True))
+        self.hosts = hosts = parse_hosts(text, "hosts.txt")
         schema = Schema((TensorEntry("x", (numel,), 0, numel),), numel)
         self.agreement = {"schema": schema.fingerprint}
         self.protocols: list[Protocol] = []
@@ -161,6 +166,7 @@ class Pair:
                 addresses={other: through(line, other, address) for other, address in addresses.items()},
                 snapshots=snapshots,
                 dead_link_s=dead_link_s,
+                keyring=Keyring(keys[line], dict(enumerate(public))) if keys else None,
             )
             model = np.random.default_rng(line).standard_normal(numel, dtype=np.float32)
             self.learners.append(PlayedLearner(proxy, model, buffers, state, snapshots, drift))

@@ -16,6 +16,7 @@ from zpala.node import sockets
 from zpala.node.claim import Claim, Machine, claim_line, is_own_address
 from zpala.node.errors import NoOwnLine, PortInUse, SecurityRefused, UsageError
 from zpala.node.holder import port_holder
+from zpala.node.keys import SecretKey, new_key
 
 OTHER = "203.0.113.77"  # TEST-NET-3: nobody's address
 Claimer = Callable[..., Claim]
@@ -169,6 +170,57 @@ def test_what_others_can_reach_is_refused_without_insecure(claim: Claimer, ports
         with pytest.raises(SecurityRefused):
             claim(hosts_of(f"127.0.0.1:{ports[0]}"), listen=listen)
     sockets.listening_socket("127.0.0.1", ports[0]).close()  # nothing was bound
+
+
+def test_the_refusal_names_both_ways_out(claim: Claimer, ports: list[int]) -> None:
+    with pytest.raises(SecurityRefused) as caught:
+        claim(hosts_of(f"127.0.0.1:{ports[0]}"), listen="0.0.0.0")
+    for part in ("its lines have no keys", "'zpala keys new'", "every copy of the file", "--insecure", "127.0.0.1"):
+        assert part in str(caught.value)
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> list[SecretKey]:
+    return [new_key(tmp_path, f"k{number}") for number in range(3)]
+
+
+def test_with_keys_what_others_can_reach_may_be_served(claim: Claimer, ports: list[int], keys: list[SecretKey]) -> None:
+    hosts = hosts_of(f"{OTHER}:{ports[0]} {keys[0].public}", f"10.9.8.6:{ports[1]} {keys[1].public}")
+    one = claim(hosts, machine=machine(own=("10.9.8.6",)), keys=keys)
+    assert (one.line, one.host, one.key) == (1, "*", keys[1])
+
+
+def test_a_key_decides_which_line_is_taken(claim: Claimer, ports: list[int], keys: list[SecretKey]) -> None:
+    hosts = hosts_of(*(f"n{line} 127.0.0.1:{port} {key.public}" for line, (port, key) in enumerate(zip(ports, keys, strict=False))))
+    last = claim(hosts, keys=keys[2:])
+    assert (last.line, last.key) == (2, keys[2])
+    others = [claim(hosts, keys=keys) for _ in range(2)]  # a folder of keys: the same command takes one line after the other
+    assert [(one.line, one.key) for one in others] == [(0, keys[0]), (1, keys[1])]
+
+
+def test_a_key_that_is_not_that_of_the_line_is_refused_and_both_are_named(claim: Claimer, ports: list[int], keys: list[SecretKey]) -> None:
+    hosts = hosts_of("# nodes", f"a 127.0.0.1:{ports[0]} {keys[0].public}", f"b 127.0.0.1:{ports[1]} {keys[1].public}")
+    with pytest.raises(SecurityRefused) as caught:
+        claim(hosts, name="a", keys=keys[1:2])
+    assert caught.value.exit_code == 4
+    for part in ("line 2 of the hosts file (a)", keys[0].public, keys[1].public, str(keys[1].path), "every copy of the file", "--key"):
+        assert part in str(caught.value)
+    with pytest.raises(SecurityRefused, match=r"line 2 .*; line 3 .*, but the secret key in .*k2\.key belongs to"):
+        claim(hosts, keys=keys[2:])
+    with pytest.raises(SecurityRefused, match=r"this node has no secret key\. Run 'zpala keys new'"):
+        claim(hosts, name="b", insecure=True)
+    for port in ports[:2]:
+        sockets.listening_socket("127.0.0.1", port).close()  # nothing was bound
+
+
+def test_a_secret_key_in_the_hosts_file_is_found_out(claim: Claimer, ports: list[int], keys: list[SecretKey]) -> None:
+    with pytest.raises(SecurityRefused, match="holds the secret key of this node instead of its public key") as caught:
+        claim(hosts_of(f"a 127.0.0.1:{ports[0]} {keys[0].secret.hex()}"), keys=keys[:1])
+    assert keys[0].secret.hex() not in str(caught.value)
+
+
+def test_without_keys_in_the_file_a_key_does_not_count(claim: Claimer, local: HostList, keys: list[SecretKey]) -> None:
+    assert claim(local, keys=keys).key is None
 
 
 def test_two_lines_of_one_address_need_a_name(claim: Claimer, ports: list[int]) -> None:

@@ -84,7 +84,7 @@ class Script(Protocol):
     def deadline(self) -> float:
         return self.due
 
-    def on_up(self, link: bytes, message: m.UpMessage, now: float) -> list[Action]:
+    def on_up(self, link: bytes, message: m.UpMessage, now: float, key: str | None = None) -> list[Action]:
         return self._note("up", link, message)
 
     def receive_buffer(self, line: int, message: m.DownMessage) -> Vector | None:

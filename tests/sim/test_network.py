@@ -54,9 +54,9 @@ def pair() -> tuple[VirtualCluster, list[tuple[float, int, str]]]:
     protocol = cluster.nodes[1].protocol
     on_up = protocol.on_up
 
-    def listen(link: bytes, message: Any, now: float) -> Any:
+    def listen(link: bytes, message: Any, now: float, key: str | None = None) -> Any:
         heard.append((now, message.session if isinstance(message, Heartbeat) else 0, type(message).__name__))
-        return on_up(link, message, now)
+        return on_up(link, message, now, key)
 
     protocol.on_up = listen  # type: ignore[method-assign]
     return cluster, heard

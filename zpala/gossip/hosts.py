@@ -2,7 +2,7 @@
 
 Owns the syntax and the errors. Reads text, not files, resolves no name and opens nothing. The line index, counted from 0 over the
 lines that hold a node, is the node's number in the topology, in messages and in the counters, so a line must keep its place. Nodes
-compare the digest of the whole file when they meet.
+compare the digest of the whole file when they meet. Either every line has a public key or none has: a run is authenticated or it is not.
 """
 
 from __future__ import annotations
@@ -58,6 +58,11 @@ class HostList:
     hosts: tuple[Host, ...]
     digest: str
 
+    @property
+    def keyed(self) -> bool:
+        """Whether the nodes have keys; then all of them have."""
+        return self.hosts[0].key is not None
+
     def __len__(self) -> int:
         return len(self.hosts)
 
@@ -76,7 +81,7 @@ def parse_hosts(text: str, source: str) -> HostList:
         source: the file's name, for errors.
 
     Raises:
-        HostsError: the first line that is wrong, appears twice or is one too many, or no line at all.
+        HostsError: the first line that is wrong, appears twice, is one too many or alone in having a key or none, or no line at all.
     """
     hosts: list[Host] = []
     seen: dict[tuple[str, str], Host] = {}
@@ -90,6 +95,9 @@ def parse_hosts(text: str, source: str) -> HostList:
                 before = seen.setdefault((what, value), host) if value else host
                 if before is not host:
                     raise _LineError(f"the {what} {value} stands in line {before.source_line} already", "give every node its own")
+            if hosts and (hosts[0].key is None) != (host.key is None):
+                has, has_not = ("no key", "one") if host.key is None else ("a key", "none")
+                raise _LineError(f"{host.name} has {has}, and line {hosts[0].source_line} has {has_not}", "give every node a key or none")
         except _LineError as error:
             raise HostsError(f"{source}:{source_line}: {error.what}; {error.fix}") from None
         hosts.append(host)

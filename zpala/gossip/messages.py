@@ -100,7 +100,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    code: str  # version | agreement | nonce | stale_incarnation | duplicate | unknown_line | self
+    code: str  # key | version | agreement | nonce | stale_incarnation | duplicate | unknown_line | self
     field: str
     mine: str
     yours: str

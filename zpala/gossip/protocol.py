@@ -16,7 +16,7 @@ switchboard of all events; each method is short.
 How the proxy uses it::
 
     actions = protocol.start(now)                                   # carry them out in order; the same after every call below
-    ROUTER frame:   on_up(routing_id, codec.decode_up(frame), now)
+    ROUTER frame:   on_up(routing_id, codec.decode_up(frame), now, key)       # key: whose the connection was authenticated to be
     DEALER frame:   message = codec.decode_down(header)
                     array = protocol.receive_buffer(line, message)  # None: discard the payload
                     nbytes = recv_into(array)                       # the true size of the last frame
@@ -370,17 +370,21 @@ class Protocol:
 
     # ---- from the network -------------------------------------------------------------------------------------------------------------
 
-    def on_up(self, link: bytes, message: UpMessage, now: float) -> list[Action]:
-        """A message arrived on my ROUTER from the DEALER with routing id ``link``."""
+    def on_up(self, link: bytes, message: UpMessage, now: float, key: str | None = None) -> list[Action]:
+        """A message arrived on my ROUTER from the DEALER with routing id ``link``.
+
+        ``key`` is the public key, 64 hex digits, that the sender's connection was authenticated with; None: with none. Only a hosts.txt
+        with keys makes it count, and then for every message: whatever a link is bound to, its messages are its own key's.
+        """
         if self._begin(now):
             if isinstance(message, Hello):
-                member = self._sessions.on_hello(link, message, now)
+                member = self._sessions.on_hello(link, message, key, now)
                 if member is not None:
                     self._hear(member, now)
                     self._learn(member, message.condition, message.nonce, now)
             else:
                 member = self._membership.of_link(link)
-                if member is None or member.session_in != message.session:
+                if member is None or member.session_in != message.session or not self._sessions.speaks_for(key, member.line):
                     self._counters["no_session"] += 1
                     self._out.add(SendDown(link, Nack(code="no_session")))
                 else:

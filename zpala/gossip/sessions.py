@@ -2,7 +2,8 @@
 
 A session says "this link is that process of that line, and we agree". Each side gives one to the other: a node counts as a partner only
 when there is one in each direction. A HELLO that disagrees is refused with the field and both values (design D8); who is not RUNNING yet
-stops with exit status 2, a RUNNING node only says so. Another run's nonce is refused by name (D5).
+stops with exit status 2, a RUNNING node only says so. Another run's nonce is refused by name (D5). When hosts.txt has keys, a link speaks
+for the line of the key that it was authenticated with, and for no other.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zpala.gossip.settings import GossipSettings
 
 EXIT_AGREEMENT = 2
 EXIT_NETWORK = 3
+EXIT_SECURITY = 4
 EXIT_DUPLICATE = 8
 
 HELLO_FIRST_S = 0.1
@@ -28,7 +30,7 @@ HELLO_MOST_OFTEN_S = 0.05
 HELLO_SLOW_S = 1.0  # not above settings.hello_s
 REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew when the peer is known to be up
 REDIAL_MAX_S = 60.0
-COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed")
+COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed", "forged")
 
 
 class Sessions:
@@ -54,6 +56,7 @@ class Sessions:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._line = line
         self._hosts = hosts
+        self._lines = {host.key: host.line for host in hosts}  # by public key; of use only when all have one
         self._agreement = dict(agreement)
         self._settings = settings
         self._node = node
@@ -140,8 +143,15 @@ class Sessions:
 
     # ---- somebody says HELLO ----------------------------------------------------------------------------------------------------------
 
-    def on_hello(self, link: bytes, hello: Hello, now: float) -> Member | None:
+    def speaks_for(self, key: str | None, line: int) -> bool:
+        """Whether who was authenticated by ``key`` (64 hex digits; None: not at all) may speak for ``line``, which may be any number."""
+        return not self._hosts.keyed or (key is not None and self._lines.get(key) == line)
+
+    def on_hello(self, link: bytes, hello: Hello, key: str | None, now: float) -> Member | None:
         """Give a session or refuse; returns the member whose news may be used."""
+        if not self.speaks_for(key, hello.line):
+            self._refuse_forgery(link, hello, key)
+            return None
         member = self._membership.get(hello.line)
         if member is None:
             code = "self" if hello.line == self._line and hello.incarnation == self.incarnation else "unknown_line"
@@ -185,6 +195,20 @@ class Sessions:
                 member.hello_wait_s = 0.0
                 self.hello(member, now)
         return member
+
+    def _refuse_forgery(self, link: bytes, hello: Hello, key: str | None) -> None:
+        """Somebody says HELLO for a line whose key is another: an attempt to pass for that node, or two different copies of hosts.txt."""
+        self.counters["forged"] += 1
+        claimed = self._hosts[hello.line] if 0 <= hello.line < len(self._hosts) else None
+        self._reject(link, "key", "key", claimed.key or "" if claimed else "(no such line)", key or "(none)", fatal=True)
+        sender = self._lines.get(key) if key is not None else None
+        said = (claimed.line if claimed else -1, f"key {sender}")
+        if said not in self._said:
+            self._said.add(said)
+            who = "somebody without a key" if sender is None else f"who holds the key of {self._host(sender)}"
+            whom = self._host(claimed.line) if claimed else "on a line that hosts.txt has not"
+            text = f"{who} claims to be {whom} and was refused: it is an impostor, or hosts.txt is not the same everywhere"
+            self._out.log("warning", text)
 
     def _admit(self, member: Member, incarnation: int, now: float) -> None:
         """A process speaks for ``member``: a new one fences the old one."""
@@ -250,6 +274,8 @@ class Sessions:
             self._disagree(member, reject.field, reject.yours, reject.mine)
         elif reject.code == "nonce":
             self._foreign_run(member, reject)
+        elif reject.code == "key":
+            self._wrong_key(member, reject)
         elif self._run.committed or not reject.fatal:
             self._once(member, reject.code, f"{host} refuses me: {reject.code}, its {reject.field} is {reject.mine}, mine {reject.yours}")
         else:
@@ -278,6 +304,17 @@ class Sessions:
             self._once(member, f"agreement {field}", text)
         else:
             self._fatal(EXIT_AGREEMENT, text)
+
+    def _wrong_key(self, member: Member, reject: Reject) -> None:
+        """Let in by my key and refused for my line: the peer's copy of hosts.txt has my key on another line."""
+        text = (
+            f"{self._host(member.line)} refuses this node: in its hosts.txt the line of {self._node} has the key {reject.mine}, "
+            f"and this node's key is {reject.yours}; use the same hosts.txt everywhere"
+        )
+        if self._run.committed:
+            self._once(member, "key", text)
+        else:
+            self._fatal(EXIT_SECURITY, text)
 
     def _foreign_run(self, member: Member, reject: Reject) -> None:
         """Refused for my nonce. Who has company goes on: yesterday's straggler ends nobody's run. A lone one stops; of two the older start.

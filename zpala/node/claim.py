@@ -13,13 +13,14 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from zpala.gossip.hosts import Host, HostList
 from zpala.node import sockets
 from zpala.node.errors import NoOwnLine, PortInUse, SecurityRefused, UsageError
 from zpala.node.holder import port_holder
+from zpala.node.keys import SecretKey
 from zpala.node.resolver import is_numeric, look_up_all
 
 WILDCARD = "*"
@@ -35,6 +36,7 @@ class Claim:
     port: int
     listener: socket.socket  # listening; the proxy's ROUTER takes it over
     mark: socket.socket
+    key: SecretKey | None = None  # the one that belongs to the public key of the line; None when the file has no keys
 
     def close(self) -> None:
         """Gives the line back. A listener that was taken over is closed by its ROUTER."""
@@ -78,34 +80,44 @@ class _Candidate:
 
 
 def claim_line(
-    hosts: HostList, *, name: str | None = None, listen: str | None = None, insecure: bool = False, machine: Machine | None = None
+    hosts: HostList,
+    *,
+    name: str | None = None,
+    listen: str | None = None,
+    insecure: bool = False,
+    keys: Sequence[SecretKey] = (),
+    machine: Machine | None = None,
 ) -> Claim:
     """Finds this machine's lines in the file and claims the first free one.
 
     A line is ours when its address is an address of this machine; when there is none, when its host is this machine's own name. A
     loopback line binds loopback, any other the wildcard. ``name`` picks one line, ``listen`` ("HOST", "HOST:PORT", "*:PORT") says what
-    to bind instead.
+    to bind instead. When the lines have public keys, only one whose secret key is among ``keys`` is ours; ``keys`` do not count otherwise.
 
     Raises:
         NoOwnLine: no line is ours; several are and only a name can tell; all are taken by zpala nodes.
         PortInUse: a foreign process holds a port of ours, or whoever holds the line that ``name`` says.
-        SecurityRefused: others could reach the socket and ``insecure`` is not set.
+        SecurityRefused: others could reach the socket, the file has no keys and ``insecure`` is not set; or it has, and ours is not there.
         UsageError: an unknown ``name``, or a ``listen`` that is no address of this machine.
     """
     machine = machine or Machine()
     candidates = [_named(hosts, name, machine)] if name is not None else _matching(hosts, machine)
     if listen is not None:
         candidates = [_listening(candidates, listen)]
+    own = {key.public: key for key in keys} if hosts.keyed else {}
+    if hosts.keyed:
+        candidates = _with_key(candidates, keys)
     for candidate in candidates:
-        if not insecure and not _is_loopback(candidate.bind):
+        if not hosts.keyed and not insecure and not _is_loopback(candidate.bind):
             raise SecurityRefused(
                 f"line {candidate.host.source_line} of the hosts file ({candidate.host.host_port}) needs a socket that others can reach "
-                f"({_shown(candidate)}), and this version has no keys: anybody who reaches it could take part. "
-                "On a network that you trust say --insecure; for a trial on one machine use 127.0.0.1."
+                f"({_shown(candidate)}), and its lines have no keys: anybody who reaches it could take part. Either run 'zpala keys new' "
+                "on every node and write the public key that it prints at the end of the node's line, in every copy of the file; or, on "
+                "a network that you trust, say --insecure. For a trial on one machine use 127.0.0.1."
             )
     taken = []
     for candidate in candidates:
-        claim = _take(candidate)
+        claim = _take(candidate, own.get(candidate.host.key or ""))
         if claim is not None:
             return claim
         taken.append(f"line {candidate.host.source_line} ({candidate.host.host_port}) by {_holder(candidate.host.port)}")
@@ -143,6 +155,30 @@ def _matching(hosts: HostList, machine: Machine) -> list[_Candidate]:
             f"{len(candidates)} lines of the hosts file are this machine's: {_listed(matching)}. Say which one this node is with --name."
         )
     return candidates
+
+
+def _with_key(candidates: list[_Candidate], keys: Sequence[SecretKey]) -> list[_Candidate]:
+    """The candidates whose secret key we have; an error that names both public keys when there is none."""
+    found = [candidate for candidate in candidates if any(key.public == candidate.host.key for key in keys)]
+    if found:
+        return found
+    line_keys = [f"line {c.host.source_line} of the hosts file ({c.host.name}) has the public key {c.host.key}" for c in candidates[:4]]
+    wanted = "; ".join(line_keys) + ("; and so on" if len(candidates) > 4 else "")
+    if any(key.secret.hex() == candidate.host.key for candidate in candidates for key in keys):
+        raise SecurityRefused(
+            f"line {candidates[0].host.source_line} of the hosts file holds the secret key of this node instead of its public key. "
+            "It is no secret any more: delete its file, run 'zpala keys new' and write the public key that it prints on the line."
+        )
+    if not keys:
+        raise SecurityRefused(
+            f"{wanted}, and this node has no secret key. Run 'zpala keys new' and write the public key that it prints on the line, in "
+            "every copy of the file; or say with --key where the secret key is."
+        )
+    ours = "; ".join(f"the secret key in {key.path} belongs to {key.public}" for key in keys[:4]) + ("; and so on" if len(keys) > 4 else "")
+    raise SecurityRefused(
+        f"{wanted}, but {ours}. Write the public key that belongs to this node on its line, in every copy of the file, or give --key the "
+        "file of the other secret key."
+    )
 
 
 def _bind_address(host: Host, own: list[str], machine: Machine) -> str:
@@ -185,7 +221,7 @@ def _parse_listen(listen: str) -> tuple[str, int | None]:
     return host, port
 
 
-def _take(candidate: _Candidate) -> Claim | None:
+def _take(candidate: _Candidate, key: SecretKey | None) -> Claim | None:
     """The claim; None when another zpala node holds the line."""
     host = candidate.host
     mark = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -208,7 +244,7 @@ def _take(candidate: _Candidate) -> Claim | None:
         if error.errno == errno.EADDRNOTAVAIL:
             raise UsageError(f"{where} cannot listen on {candidate.bind}: that is no address of this machine.") from error
         raise
-    return Claim(host.line, candidate.bind, host.port, listener, mark)
+    return Claim(host.line, candidate.bind, host.port, listener, mark, key)
 
 
 def _is_own_name(host: str, hostname: str) -> bool:

@@ -22,6 +22,7 @@ from zpala.gossip.schema import Schema
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology
 from zpala.node.claim import Claim
+from zpala.node.keys import Keyring
 from zpala.node.port import GossipPort
 from zpala.node.proxy import Proxy
 from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
@@ -38,7 +39,7 @@ class Connection:
     """One node's part in gossip, open from ``__enter__`` to ``__exit__``.
 
     Args:
-        claim: the node's line and its listening socket.
+        claim: the node's line, its listening socket, and its key when the lines of ``hosts`` have keys.
         agreement: what every node of the run must have equal (design D8).
         weights: the live model, flat f32[numel].
         budget: env_steps of the whole cluster.
@@ -94,6 +95,7 @@ class Connection:
             addresses={host.line: (host.address, host.port) for host in hosts.hosts},
             snapshots=snapshots.arrays,
             dead_link_s=max(DEAD_LINK_S, 2.0 * settings.exchange_timeout_s),
+            keyring=None if claim.key is None else Keyring(claim.key, {host.line: host.key or "" for host in hosts}),
             prepare=flush_denormals,
         )
         self._make_port: Callable[[], GossipPort] = lambda: GossipPort(

@@ -36,7 +36,7 @@ class NoOwnLine(NodeError):
 
 
 class SecurityRefused(NodeError):
-    """A socket that anybody could reach was asked for without keys and without ``--insecure``."""
+    """A key is missing, open to others or not that of its line; or others could reach the node without one and without ``--insecure``."""
 
     exit_code = ExitCode.SECURITY
 

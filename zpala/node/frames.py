@@ -27,11 +27,12 @@ _LOST: Final = (zmq.EAGAIN, zmq.EHOSTUNREACH)  # the peer takes no more, or has 
 
 
 class Up(NamedTuple):
-    """What one read of the ROUTER gave: the message, or why it is none. ``nbytes``: everything that came."""
+    """What one read of the ROUTER gave: the message, or why it is none. ``nbytes``: everything that came. ``key``: as whose it came."""
 
     link: bytes
     message: m.UpMessage | codec.ProtocolError
     nbytes: int
+    key: str | None = None
 
 
 class Down(NamedTuple):
@@ -43,15 +44,21 @@ class Down(NamedTuple):
 
 
 class FrameReader:
-    """Reads messages through one reused header buffer."""
+    """Reads messages through one reused header buffer. ``authenticated``: every message of the ROUTER comes with its sender's key."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, authenticated: bool = False) -> None:
+        self._authenticated = authenticated
         self._header = bytearray(max(codec.UP_MAX, codec.DOWN_HEADER_MAX) + 1)  # one more: what is longer is refused, not truncated
 
     def read_up(self, router: Socket) -> Up | None:
         """The next message of a ROUTER; None when there is none."""
+        key: str | None = None
         try:
-            link = router.recv(zmq.DONTWAIT)
+            if self._authenticated:
+                first = router.recv(zmq.DONTWAIT, copy=False)
+                link, key = first.bytes, _user_id(first)
+            else:
+                link = router.recv(zmq.DONTWAIT)
         except zmq.Again:
             return None
         size = router.recv_into(self._header) if router.rcvmore else 0
@@ -60,9 +67,9 @@ class FrameReader:
         try:
             if has_surplus:
                 raise codec.ProtocolError("limit", f"an up message of more than one frame, {nbytes} bytes")
-            return Up(link, codec.decode_up(self._frame(size)), nbytes)
+            return Up(link, codec.decode_up(self._frame(size)), nbytes, key)
         except codec.ProtocolError as error:
-            return Up(link, error, nbytes)
+            return Up(link, error, nbytes, key)
 
     def read_down(self, dealer: Socket, receive_buffer: Callable[[m.DownMessage], Vector | None]) -> Down | None:
         """The next message of a DEALER; None when there is none. A payload goes straight into ``receive_buffer(message)``."""
@@ -122,6 +129,14 @@ def send_down(router: Socket, link: bytes, header: bytes, payload: Vector | None
 def bytes_of(vector: Vector) -> memoryview:
     """The bytes of a vector, in place."""
     return vector.data.cast("B")
+
+
+def _user_id(frame: zmq.Frame) -> str | None:
+    """The public key that the ZAP handler put on the frame's connection; no peer can set it. None: the connection has none."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return None
 
 
 def _drain(socket: Socket) -> int:

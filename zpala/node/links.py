@@ -5,7 +5,8 @@ connected, and what fails is lost: the protocol retransmits. Only a HELLO is kep
 otherwise each start would lose a whole ``hello_s`` to a connection that takes a millisecond.
 
 libzmq reconnects by itself, but neither asks for the address again nor comes back after a peer has sent it an oversize frame (the session
-ends with a protocol error). So a link whose sends fail for ``REDIAL_S`` is closed and made anew, its name looked up again, with back-off.
+ends with a protocol error), nor after a peer has refused its key. So a link whose sends fail for ``REDIAL_S`` is closed and made anew, its
+name looked up again, with back-off. With keys, a monitor per DEALER tells why handshakes fail.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Final
 import zmq
 
 from zpala.node import frames, sockets
+from zpala.node.keys import Keyring
 from zpala.node.resolver import Resolved, Resolver
+from zpala.node.security import Refusals, failed_handshakes
 
 REDIAL_S: Final = 5.0
 REDIAL_MAX_S: Final = 60.0
@@ -32,6 +35,7 @@ _log = logging.getLogger(__name__)
 class _Link:
     line: int
     dealer: sockets.Socket | None = None  # None while the name is being looked up
+    monitor: sockets.Socket | None = None  # of the dealer; None without keys
     hello: bytes | None = None  # waits for the connection
     failing_since: float | None = None
     redial_after_s: float = REDIAL_S
@@ -40,7 +44,7 @@ class _Link:
 
 
 class Links:
-    """The outgoing connections of one node. ``poller`` polls every DEALER here, and the resolver."""
+    """The outgoing connections of one node. ``poller`` polls every DEALER here, their monitors, and the resolver."""
 
     def __init__(
         self,
@@ -49,12 +53,15 @@ class Links:
         addresses: Mapping[int, Address],
         payload_bytes: int,
         dead_link_s: float = sockets.DEAD_LINK_S,
+        keyring: Keyring | None = None,
     ) -> None:
         self._context = context
         self._poller = poller
         self._addresses = addresses
         self._payload_bytes = payload_bytes
         self._dead_link_s = dead_link_s
+        self._keyring = keyring
+        self.refusals = Refusals("" if keyring is None else keyring.own.public)
         self._links: dict[int, _Link] = {}
         self._lines: dict[sockets.Socket, int] = {}
         self.resolver = Resolver(context)
@@ -108,6 +115,14 @@ class Links:
             if link is not None and link.dealer is None:
                 self._open(link, answer)
 
+    def read_monitors(self, ready: Mapping[object, int]) -> None:
+        """Notes which handshakes have failed."""
+        if self._keyring is not None:
+            for link in self._links.values():
+                if link.monitor is not None and link.monitor in ready:
+                    for event, value in failed_handshakes(link.monitor):
+                        self.refusals.note(self._peer(link), event, value)
+
     def redial(self, now: float) -> None:
         """Makes every link anew that has failed for long enough."""
         for link in self._links.values():
@@ -139,16 +154,33 @@ class Links:
             return
         address = answer.endpoints[link.dials % len(answer.endpoints)]  # a name may have several: the next dial tries the next one
         link.dials += 1
-        link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s)
+        if self._keyring is None:
+            link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s)
+        else:
+            monitor, peer_key = sockets.monitor_address(), self._keyring.public_bytes(link.line)
+            link.dealer = sockets.dealer_socket(
+                self._context, address, self._payload_bytes, self._dead_link_s, self._keyring.own, peer_key, monitor
+            )
+            link.monitor = sockets.monitor_socket(self._context, monitor)
+            self._poller.register(link.monitor, zmq.POLLIN)
         self._lines[link.dealer] = link.line
         self._poll(link)
 
     def _disconnect(self, link: _Link) -> None:
         dealer, link.dealer = link.dealer, None
+        monitor, link.monitor = link.monitor, None
+        if dealer is not None and monitor is not None:
+            dealer.disable_monitor()
+            self._poller.unregister(monitor)
+            monitor.close()
         if dealer is not None:
             self._poller.unregister(dealer)
             del self._lines[dealer]
             dealer.close(linger=sockets.LEAVE_LINGER_MS)
+
+    def _peer(self, link: _Link) -> str:
+        host, port = self._addresses[link.line]
+        return f"{host}:{port}"
 
     def _poll(self, link: _Link) -> None:
         if link.dealer is not None:
@@ -157,6 +189,8 @@ class Links:
     def _sent(self, link: _Link, frame: bytes) -> None:
         self.messages_sent += 1
         self.bytes_sent += len(frame)
+        if link.failing_since is not None:
+            self.refusals.succeeded(self._peer(link))
         link.failing_since = None
         link.redial_after_s = REDIAL_S
         if link.hello is not None:

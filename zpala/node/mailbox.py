@@ -69,6 +69,8 @@ class ProxyCounters:
     sends_lost: int = 0
     bad_frames: int = 0
     redials: int = 0
+    keys_denied: int = 0  # connections refused because of their keys
+    handshakes_failed: int = 0  # others that ended before they were connections, coming and going; counted only with keys
     loop_gap_max_s: float = 0.0
     cpu_s: float = 0.0
 

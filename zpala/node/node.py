@@ -12,8 +12,6 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import zmq
-
 from zpala.config import Config
 from zpala.console import FORMAT_VARIABLE, Console
 from zpala.exit_codes import ExitCode
@@ -25,11 +23,12 @@ from zpala.node.claim import Claim, Machine, claim_line
 from zpala.node.connection import Connection
 from zpala.node.ending import Ending, exit_code_of, exit_watchdog, stop_on_signals, tell
 from zpala.node.errors import NodeError
+from zpala.node.keys import secret_keys
 from zpala.node.learner import Outcome, Row, train
 from zpala.node.port import Interrupted
 from zpala.node.records import gossip_row, save_checkpoint, summary_row
 from zpala.node.report import Report
-from zpala.node.sockets import Context
+from zpala.node.sockets import Context, node_context
 from zpala.node.specification import specification
 from zpala.node.threads import prepare_process, share_of_cores
 from zpala.node.worker import Supervisor
@@ -98,8 +97,10 @@ def _run(
             "%s: line %d of %s, %s, %s, %d thread(s), in %s", host.name, host.source_line, hosts_source, spec.id, device, threads, run
         )
 
+        _tell_security(config, claim)
+
         # Then the threads, each by a handshake. Callbacks run in reverse order: first the exit status, then the limit on the end.
-        context: Context = zmq.Context()
+        context: Context = node_context(encrypted=hosts.keyed)
         stack.callback(context.destroy, linger=0)
         supervisor = Supervisor(context)
         stack.callback(supervisor.close)
@@ -167,10 +168,21 @@ def _run(
 
 
 def _claim(config: Config, hosts: HostList, source: Path, name: str | None) -> Claim:
+    keys = secret_keys(config.node.key) if hosts.keyed else ()
     try:
-        return claim_line(hosts, name=name, listen=config.node.listen, insecure=config.node.insecure)
+        return claim_line(hosts, name=name, listen=config.node.listen, insecure=config.node.insecure, keys=keys)
     except NodeError as error:
         raise NodeError(f"{source}: {error.text}", error.exit_code) from error
+
+
+def _tell_security(config: Config, claim: Claim) -> None:
+    """What protects this node's connections, and which of the options about it do nothing."""
+    if claim.key is not None:
+        _log.info("every connection is encrypted and authenticated; this node's secret key is %s", claim.key.path)
+        if config.node.insecure:
+            _log.warning("--insecure does nothing here: the hosts file has keys, and only their holders are let in")
+    elif config.node.key is not None:
+        _log.warning("--key %s does nothing here: no line of the hosts file has a key, and nothing is encrypted", config.node.key)
 
 
 def _threads(config: Config, hosts: HostList, spec: EnvironmentSpec) -> int:

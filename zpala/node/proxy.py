@@ -1,8 +1,9 @@
 """The data proxy: the one thread that owns every network socket of a node and drives ``gossip.protocol.Protocol``.
 
 Frames, timers and mail from the learner become the protocol's events; its actions become sends, dials and mail (``proxy_loop``). Owned by
-the thread: the ROUTER, the DEALERs (``links``), its end of the mailbox. It never imports torch, never waits for the learner, never waits
-for a peer. A peer can do no more than be refused: whatever bytes arrive end in a message, in ``on_bad_frame``, or in libzmq's refusal.
+the thread: the ROUTER, the DEALERs (``links``), with keys the ZAP handler (``security``), its end of the mailbox. It never imports torch,
+never waits for the learner, never waits for a peer. A peer can do no more than be refused: whatever bytes arrive end in a message, in
+``on_bad_frame``, or in libzmq's refusal.
 A tensor is sent without a copy from the protocol's buffer, which stays untouched until ``on_sent``, and received straight into another.
 """
 
@@ -12,14 +13,17 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import zmq
 
 from zpala.node import frames, sockets
+from zpala.node.keys import Keyring
 from zpala.node.links import Address, Links
 from zpala.node.mailbox import Mailbox
 from zpala.node.proxy_loop import ProxyLoop
+from zpala.node.security import Admission
 from zpala.node.worker import Supervisor, Worker, WorkerControl
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ class Proxy:
         addresses: (host, port) of every line of hosts.txt by line index; read whenever a line is dialled.
         snapshots: the slots of the snapshot pool, each f32[numel]; ``SnapshotReady.slot`` is an index into it.
         dead_link_s: a connection that gives no sign of life for so long is dropped; longer than the longest exchange.
+        keyring: this node's key pair and everybody's public keys: every connection is encrypted and authenticated. None: none is.
         prepare: run first in the new thread.
         clock: monotonic seconds.
     """
@@ -54,6 +59,7 @@ class Proxy:
         addresses: Mapping[int, Address],
         snapshots: Sequence[frames.Vector],
         dead_link_s: float = sockets.DEAD_LINK_S,
+        keyring: Keyring | None = None,
         prepare: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -65,6 +71,7 @@ class Proxy:
         self._addresses = addresses
         self._snapshots = snapshots
         self._dead_link_s = dead_link_s
+        self._keyring = keyring
         self._clock = clock
         self._mailbox_address = f"inproc://zpala-mailbox-{next(_numbers)}"
         self._worker = Worker(context, "proxy", self._run, supervisor, prepare=prepare)
@@ -98,16 +105,20 @@ class Proxy:
         self.join(limit_s)
 
     def _run(self, control: WorkerControl) -> None:
-        mailbox = Mailbox(sockets.inproc_pair_connected(self._context, self._mailbox_address))
-        try:
-            router, _ = sockets.router_socket(self._context, self._listener, self._dead_link_s)
+        """Makes the sockets, runs the loop, closes the sockets in reverse order."""
+        with ExitStack() as stack:
+            mailbox = Mailbox(sockets.inproc_pair_connected(self._context, self._mailbox_address))
+            stack.callback(mailbox.close)
             poller = zmq.Poller()
-            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s)
-            loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock)
-            try:
-                loop.run(control)
-            finally:
-                links.close()
-                router.close(linger=sockets.LEAVE_LINGER_MS)
-        finally:
-            mailbox.close()
+            admission, own_key, monitor = None, None, ""
+            if self._keyring is not None:
+                admission = Admission(self._context, poller, frozenset(self._keyring.public.values()))  # before anybody can ask
+                stack.callback(admission.close)
+                own_key, monitor = self._keyring.own, admission.monitor
+            router, _ = sockets.router_socket(self._context, self._listener, self._dead_link_s, own_key, monitor)
+            stack.callback(router.close, linger=sockets.LEAVE_LINGER_MS)
+            if monitor:
+                stack.callback(router.disable_monitor)
+            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s, self._keyring)
+            stack.callback(links.close)
+            ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission).run(control)

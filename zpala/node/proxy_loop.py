@@ -24,6 +24,7 @@ from zpala.gossip import messages as m
 from zpala.node import frames, sockets
 from zpala.node.links import Links
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.security import Admission
 from zpala.node.worker import WorkerControl
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class ProxyLoop:
         poller: zmq.Poller,
         snapshots: Sequence[frames.Vector],
         clock: Callable[[], float],
+        admission: Admission | None = None,
     ) -> None:
         self._protocol = protocol
         self._router = router
@@ -60,7 +62,8 @@ class ProxyLoop:
         self._poller = poller
         self._snapshots = snapshots
         self._clock = clock
-        self._reader = frames.FrameReader()
+        self._admission = admission
+        self._reader = frames.FrameReader(authenticated=admission is not None)
         self._in_flight: list[tuple[zmq.MessageTracker, act.Payload]] = []
         self._outbox: deque[object] = deque()
         self._leaving = False  # the protocol has been told to leave
@@ -101,6 +104,9 @@ class ProxyLoop:
     def _turn(self, ready: Mapping[object, int]) -> None:
         """One round over everything that has something to say; at most ``MESSAGES_PER_TURN`` of each socket."""
         protocol = self._protocol
+        if self._admission is not None:
+            self._admission.serve(ready)
+            self._links.read_monitors(ready)
         if self._mailbox.socket in ready:
             for message in self._mailbox.receive():
                 self._on_mail(message)
@@ -153,7 +159,7 @@ class ProxyLoop:
             if isinstance(up.message, codec.ProtocolError):
                 self._refuse(None, up.link, up.message)
             else:
-                self._perform(self._protocol.on_up(up.link, up.message, self._clock()))
+                self._perform(self._protocol.on_up(up.link, up.message, self._clock(), up.key))
 
     def _read_dealer(self, line: int, dealer: sockets.Socket) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -228,7 +234,7 @@ class ProxyLoop:
         """Mails what the learner is to know. A full mailbox (a learner that hangs) is tried again; of views only the newest waits."""
         if now >= self._counters_due:
             self._counters_due = now + COUNTERS_INTERVAL_S
-            self._outbox.append(self._tally.message(self._links))
+            self._outbox.append(self._tally.message(self._links, self._admission))
         while self._outbox:
             if not self._mailbox.send(self._outbox[0], limit_s=0):
                 self._outbox = _without_superseded(self._outbox)
@@ -257,7 +263,7 @@ class _Tally:
         self.messages_sent += 1
         self.bytes_sent += nbytes
 
-    def message(self, links: Links) -> ProxyCounters:
+    def message(self, links: Links, admission: Admission | None) -> ProxyCounters:
         """The counters so far, and the longest turn since the last call."""
         gap_s, self.loop_gap_max_s = self.loop_gap_max_s, 0.0
         return ProxyCounters(
@@ -268,6 +274,8 @@ class _Tally:
             sends_lost=self.sends_lost,
             bad_frames=self.bad_frames,
             redials=links.redials,
+            keys_denied=0 if admission is None else admission.denied,
+            handshakes_failed=links.refusals.count + (0 if admission is None else admission.failed),
             loop_gap_max_s=gap_s,
             cpu_s=self.cpu_s,
         )

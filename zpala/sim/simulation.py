@@ -88,6 +88,8 @@ class Simulation:
             settings=GossipSettings(
                 topology=topology,
                 max_staleness=rng.choice((1, 2, 4, 16)),
+                max_lead=rng.choice((0, 0, 4, 16)),
+                partner=rng.choice(("uniform", "load")),
                 initial="adopt" if rng.random() < 0.8 else "own",
                 heartbeat_s=1.0,
                 suspect_s=3.0,
