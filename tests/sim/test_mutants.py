@@ -80,12 +80,6 @@ def test_freezing_the_snapshot_instead_of_the_shadow(monkeypatch: pytest.MonkeyP
     caught("its shadow is version")
 
 
-def test_without_a_stall_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A learner that hangs holds the lead gate of all others, again and again, until the limit of each wait."""
-    monkeypatch.setattr(Membership, "stalled", lambda self, member, now: False)
-    caught("have waited for a learner that hangs", faults=("hang",))
-
-
 def test_freeing_buffers_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BufferPool, "send", lambda self, index: None)
     monkeypatch.setattr(BufferPool, "sent", lambda self, index: None)

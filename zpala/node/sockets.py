@@ -15,8 +15,9 @@ Why the options are as they are (measured with libzmq 4.3.5):
   payload and a header. CURVE adds exactly 33 bytes to a frame; without keys the limits are that much wider.
 * libzmq's own heartbeats are off, on purpose. When an inbound queue is full, libzmq stops reading that connection; if its peer then ends
   it and the heartbeat timer fires before the queue is read, libzmq aborts the whole process (``!_io_error``, libzmq#3937, #4364, #4841):
-  anybody who reaches the port could do it with 100 bytes. What they would be for is done otherwise: the protocol's heartbeats say who is dead and
-  a dead peer is dialled anew, ``TCP_MAXRT`` (TCP_USER_TIMEOUT) frees the buffers of a stopped peer, keepalive finds one that vanished.
+  anybody who reaches the port could do it with 100 bytes. What they would be for is done otherwise: the protocol's heartbeats say who is
+  dead and a dead peer is dialled anew, ``TCP_MAXRT`` (TCP_USER_TIMEOUT) frees the buffers of a stopped peer, keepalive finds one that
+  vanished.
 * ``handshake_ivl`` drops who connects and says nothing, after 3 s instead of 30.
 * ``immediate`` on a DEALER: nothing is queued for a peer that is not connected; the send says EAGAIN at once.
 * The high-water marks count messages, not bytes: few where tensors travel, some dozens where small messages do.
