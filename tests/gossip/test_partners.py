@@ -93,7 +93,7 @@ def busy_per_applied(partner: str, seed: int) -> tuple[float, float, VirtualClus
     return far / applied, everybody / applied, cluster
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_fewer_offers_are_made_in_vain_and_every_neighbour_is_still_met(seed: int) -> None:
     far_uniform, uniform, _ = busy_per_applied("uniform", seed)
     far_load, load, cluster = busy_per_applied("load", seed)

@@ -1,6 +1,6 @@
 """Whoever reaches the port may send what he likes: nothing escapes, nothing stays open, and two honest nodes average all the while.
 
-``FUZZ_FRAMES`` in the environment sets how many damaged frames are sent (3000 by default).
+``FUZZ_FRAMES`` in the environment sets how many damaged frames are sent (1000 by default).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from zpala.gossip import messages as m
 from zpala.node.sockets import CURVE_OVERHEAD_BYTES
 
 NUMEL = 10_000
-FRAMES = int(os.environ.get("FUZZ_FRAMES", "3000"))
+FRAMES = int(os.environ.get("FUZZ_FRAMES", "1000"))
 BATCH = 50
 LIMIT_S = 40.0
 RAW = 2  # the line that the raw peer plays

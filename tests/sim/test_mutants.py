@@ -86,17 +86,6 @@ def test_freeing_buffers_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
     caught("was overwritten while it was being sent", "have not come back", "only")
 
 
-def test_forgetting_a_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shadow that takes the learner's word for a delta too many."""
-    original = Shadow.publish
-
-    def publish(self: Shadow, snapshot: Vector, version: int, applied_through: int) -> tuple[int, ...]:
-        return original(self, snapshot, version, self.sequence)
-
-    monkeypatch.setattr(Shadow, "publish", publish)
-    caught("its shadow is version", "away from the ledger")
-
-
 def test_blaming_others_for_the_own_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check that nobody is declared dead by a process that slept is the pause counter of a node; without it, the dead are many."""
     scenario = Scenario(seed=3, faults=("pause",))

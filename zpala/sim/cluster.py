@@ -218,6 +218,7 @@ class VirtualCluster:
     def problems(self) -> list[str]:
         """What did not hold so far; empty when all is well, whatever the network did."""
         self.check_constant()
+        self.check_total()
         counters = {name: self.counter(name) for name in ("rejected_checksum", "abort_after_applied", "rejected_nonfinite")}
         return self.violations + [f"{name}: {count}" for name, count in counters.items() if count]
 

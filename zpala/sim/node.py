@@ -143,8 +143,6 @@ class SimulatedNode:
     def published(self, snapshot: Vector, published: Published) -> None:
         self._snapshot, self._snapshot_version, self._through = snapshot, published.version, published.applied_through
         self._deltas = {sequence: delta for sequence, delta in self._deltas.items() if sequence > self._through}
-        if self.learns:
-            self.cluster.check_total()
 
     def _check_frozen(self, xid: ExchangeId, description: SnapshotDescription) -> None:
         """What is frozen for an exchange must be the last snapshot and all deltas queued since (design D2)."""

@@ -24,6 +24,7 @@ from zpala.sim.node import SimulatedNode
 FAULTS_UNTIL = 0.6  # of the run
 END_AT = 0.85
 FAULT_EVERY_S = 4.0  # on average
+LONGEST_UPDATE = 20  # periods: the slowest learner, slowed ten times
 WATCH_EVERY_S = 0.5
 BOOT_S = 15.0
 NEAR = 0.01  # how far from the mean nodes may be that left on their own terms
@@ -117,7 +118,7 @@ class Simulation:
         cluster.later(BOOT_S + 3.0, self._fault, None)
         cluster.later(WATCH_EVERY_S, self._watch, None)
         cluster.later(END_AT * scenario.seconds, self._end, None)
-        limit_s = cluster.settings.drain_s + cluster.settings.dead_s + 3 * scenario.period_s + BOOT_S
+        limit_s = cluster.settings.drain_s + cluster.settings.dead_s + LONGEST_UPDATE * scenario.period_s + BOOT_S
         try:
             cluster.run(END_AT * scenario.seconds)
             cluster.run(limit_s, lambda: not cluster.live())
@@ -144,6 +145,7 @@ class Simulation:
 
     def _watch(self) -> None:
         cluster = self.cluster
+        cluster.check_total()
         cluster.ledger.check_halves(cluster.now)
         cluster.check_waits()
         cluster.check_constant()
