@@ -95,7 +95,7 @@ class Soak:
         run = f"run{number}"
         arguments = ("--name", name, "--run-dir", run, "--total-env-steps", "1000000000", "--max-staleness", "64")
         node = ("node", "--peers", self.hosts, "--preset", "cartpole", *arguments, "--set", "run.log_interval_s=0.5")
-        process = self.processes(*node, "--set", "optimizer.anneal=none")
+        process = self.processes(*node, "--set", 'optimizer.anneal="none"')
         life = Life(name, number, process, self.processes.folder / run / "nodes" / name, time.monotonic(), first)
         self.present[name] = life
         self.lives.append(life)
