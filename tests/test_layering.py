@@ -11,35 +11,24 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "zpala"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+PURE = {
+    "zmq",
+    "torch",
+    "threading",
+    "time",
+    "asyncio",
+    "socket",
+    "zpala.rl",
+    "zpala.node",
+    "zpala.tools",
+    "zpala.cli",
+    "zpala.config",
+}
 NEVER = {
-    "rl": {"zmq", "msgpack", "threading", "zpala.gossip", "zpala.node", "zpala.tools", "zpala.cli"},
-    "gossip": {
-        "zmq",
-        "torch",
-        "threading",
-        "time",
-        "asyncio",
-        "socket",
-        "zpala.rl",
-        "zpala.node",
-        "zpala.tools",
-        "zpala.cli",
-        "zpala.config",
-    },
-    "sim": {
-        "zmq",
-        "torch",
-        "threading",
-        "time",
-        "asyncio",
-        "socket",
-        "zpala.rl",
-        "zpala.node",
-        "zpala.tools",
-        "zpala.cli",
-        "zpala.config",
-    },
-    "node": {"zpala.tools", "zpala.cli"},
+    "rl": {"zmq", "msgpack", "threading", "zpala.gossip", "zpala.sim", "zpala.node", "zpala.tools", "zpala.cli"},
+    "gossip": PURE | {"zpala.sim"},
+    "sim": PURE,
+    "node": {"zpala.sim", "zpala.tools", "zpala.cli"},
     "tools": {"zmq", "zpala.cli"},
     "": {"zmq", "msgpack"},  # the modules beside the folders
 }
