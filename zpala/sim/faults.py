@@ -6,6 +6,7 @@ done now (nobody is left to be killed) returns None and does not count.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -50,30 +51,37 @@ def lost_message(cluster: VirtualCluster, rng: random.Random) -> str | None:
     return f"the next {count} {kind} are lost"
 
 
-def partition(cluster: VirtualCluster, rng: random.Random) -> str | None:
-    """Two sides, nothing in between; both notice at once."""
+def sides(cluster: VirtualCluster, rng: random.Random, most: int) -> tuple[list[int], list[int]] | None:
+    """One to ``most`` lines, and the others; None while the network is divided already."""
     if cluster.network.cut or cluster.network.blocked:
         return None
     lines = list(range(cluster.size))
     rng.shuffle(lines)
-    at, seconds = rng.randint(1, cluster.size // 2), rng.uniform(2.0, 20.0)
-    cluster.network.partition(lines[:at], lines[at:])
+    at = rng.randint(1, most)
+    return sorted(lines[:at]), sorted(lines[at:])
+
+
+def partition(cluster: VirtualCluster, rng: random.Random) -> str | None:
+    """Two sides, nothing in between; both notice at once."""
+    divided = sides(cluster, rng, cluster.size // 2)
+    if divided is None:
+        return None
+    seconds = rng.uniform(2.0, 20.0)
+    cluster.network.partition(*divided)
     cluster.later(seconds, cluster.network.heal, None)
-    return f"{sorted(lines[:at])} cut off from the others for {seconds:.1f} s"
+    return f"{divided[0]} cut off from the others for {seconds:.1f} s"
 
 
 def one_way(cluster: VirtualCluster, rng: random.Random) -> str | None:
     """Nothing passes from some to the others, silently; the other way is open."""
-    if cluster.network.cut or cluster.network.blocked:
+    divided = sides(cluster, rng, 2)
+    if divided is None:
         return None
-    lines = list(range(cluster.size))
-    rng.shuffle(lines)
-    at, seconds = rng.randint(1, 2), rng.uniform(0.5, 20.0)
-    for source in lines[:at]:
-        for target in lines[at:]:
-            cluster.network.block(source, target)
+    seconds = rng.uniform(0.5, 20.0)
+    for source, target in itertools.product(*divided):
+        cluster.network.block(source, target)
     cluster.later(seconds, cluster.network.heal, None)
-    return f"nothing comes from {sorted(lines[:at])} for {seconds:.1f} s"
+    return f"nothing comes from {divided[0]} for {seconds:.1f} s"
 
 
 def crash(cluster: VirtualCluster, rng: random.Random) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from zpala.config import ConfigError
 from zpala.run_directory import RunDirectoryError
 from zpala.sim.simulation import Outcome, Scenario, names_of, simulate
+from zpala.tools.parent import PARENT_VARIABLE, die_with_parent
 
 AHEAD = 4  # seeds handed out per process beyond the one it plays
 SHOWN = 5  # failing seeds that are told in full
@@ -138,7 +139,8 @@ def _play(scenarios: Iterator[Scenario], jobs: int, until: float) -> Iterator[Ou
                 return
             yield _one(scenario)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    parent = ({PARENT_VARIABLE: str(os.getpid())},)
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=die_with_parent, initargs=parent) as pool:
         running = {pool.submit(_one, scenario) for scenario in islice(scenarios, AHEAD * jobs)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
