@@ -11,8 +11,9 @@ RUN_OPTIONS ?=
 demo: $(STAMP)
 	$(BIN)/zpala launch examples/cartpole.toml -n $(NODES) --target-return 475 $(RUN_OPTIONS)
 
+# Two workers, a file always whole in one of them: most tests wait for real processes to start.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

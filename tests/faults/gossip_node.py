@@ -53,6 +53,7 @@ SETTINGS = GossipSettings(
 )
 SHOWN = (
     "aborted",
+    "unanswered",
     "applied",
     "applied_late",
     "buffers_free",

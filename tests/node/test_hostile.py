@@ -144,9 +144,10 @@ def offer_until_accepted(node: RawNode) -> tuple[m.Offer, m.Accept]:
     for number in itertools.count():
         offer = m.Offer(session=node.welcome.session, xid=m.ExchangeId(RAW, node.incarnation, number), snapshot=snapshot)
         node.client.say(offer)
-        answer = node.client.hear(m.Accept, m.Busy, down=True)
+        answer = node.client.hear(m.Accept, m.Busy, m.Nack, down=True)
         if isinstance(answer, m.Accept):
             return offer, answer
+        assert isinstance(answer, m.Busy), answer
         assert time.monotonic() < deadline, f"BUSY for {LIMIT_S:g} s: {answer.reason}"
     raise AssertionError("unreachable")
 

@@ -51,6 +51,7 @@ COUNTERS = (
     "applied",
     "applied_late",
     "aborted",
+    "unanswered",
     "busy_sent",
     "busy_received",
     "doubts",
@@ -413,6 +414,8 @@ class Exchanges:
         if engaged:
             self.counters["aborted"] += 1
             self._outcomes.remember(exchange, now)
+        else:
+            self.counters["unanswered"] += step is Step.GAVE_UP
         self._pool.release(exchange.theirs)
         self._pool.release(exchange.own)
         self._ended(Ending(exchange, step, code, late), now)

@@ -113,17 +113,29 @@ def send_down(router: Socket, link: bytes, header: bytes, payload: Vector | None
     it is smaller than pyzmq's ``copy_threshold`` (64 KiB) and was copied all the same.
     """
     body = None if payload is None else bytes_of(payload)  # every part exists before the first is sent
-    try:
-        router.send(link, zmq.SNDMORE | zmq.DONTWAIT)  # the only frame that can fail
-    except zmq.ZMQError as error:
-        if error.errno not in _LOST:
-            raise
+    if not (_begin(router, link) or _begin(router, link)):
         return False
     if body is None:
         router.send(header, zmq.DONTWAIT)
         return True
     router.send(header, zmq.SNDMORE | zmq.DONTWAIT)
     return router.send(body, zmq.DONTWAIT, copy=False, track=True)
+
+
+def _begin(router: Socket, link: bytes) -> bool:
+    """Sends the routing id, the only frame that can fail; False when it did.
+
+    A queue may seem full although the I/O thread has emptied it: libzmq looks at what that thread says only now and then, and always when
+    it is asked for events. So that is asked for after a failure: it may be tried once more.
+    """
+    try:
+        router.send(link, zmq.SNDMORE | zmq.DONTWAIT)
+    except zmq.ZMQError as error:
+        if error.errno not in _LOST:
+            raise
+        router.getsockopt(zmq.EVENTS)
+        return False
+    return True
 
 
 def bytes_of(vector: Vector) -> memoryview:
