@@ -14,7 +14,7 @@ from zpala.run_directory import load_checkpoint
 
 pytestmark = pytest.mark.cluster
 
-LIMIT_MB = 600
+LIMIT_MB = 400
 PIECE = frame(bytes(4000), MORE) * 500  # 2 MB
 
 

@@ -25,6 +25,7 @@ from zpala.node import sockets
 from zpala.node.keys import KEY_BYTES
 
 REQUESTS_PER_TURN: Final = 32
+EVENTS_PER_TURN: Final = 500  # of a monitor, whose queue has no bound: strangers must not fill it faster than it is read
 KEYS_PER_SOURCE: Final = 4  # unknown keys of one address that are named
 SOURCES_MAX: Final = 64
 BROKEN_OFF_MAX: Final = 5  # handshakes that one peer breaks off in a row before somebody is told: a node that starts breaks off some
@@ -123,8 +124,8 @@ class Admission:
 
 
 def failed_handshakes(monitor: sockets.Socket) -> Iterator[tuple[int, int]]:
-    """(event, its value) of everything that a monitor has told so far, at most ``REQUESTS_PER_TURN``: status, errno or protocol error."""
-    for _ in range(REQUESTS_PER_TURN):
+    """(event, its value) of everything that a monitor has told so far, at most ``EVENTS_PER_TURN``: status, errno or protocol error."""
+    for _ in range(EVENTS_PER_TURN):
         try:
             told = parse_monitor_message(monitor.recv_multipart(zmq.DONTWAIT))
         except zmq.Again:
