@@ -174,6 +174,9 @@ class NodeConfig(Section):
     threads: int | Literal["auto"] = Field(
         "auto", description="Threads of torch and ALE; auto: cores / nodes on this machine, 1 without images."
     )
+    max_memory_mb: int | Literal["auto"] = Field(
+        "auto", description="Memory of its own, in 10^6 bytes, beyond which the node ends with a checkpoint; auto: 90 % of what there is."
+    )
     key: Path | None = Field(
         None, strict=False, description="Secret key file, or a folder of them, when hosts.txt has keys; without it ~/.config/zpala."
     )
@@ -183,7 +186,7 @@ class NodeConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> NodeConfig:
-        for field in ("groups", "threads"):
+        for field in ("groups", "threads", "max_memory_mb"):
             value = getattr(self, field)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f'{field} must be "auto" or at least 1')

@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     DUPLICATE = 8
     CUDA = 9
     TARGET_MISSED = 10
+    MEMORY = 11
     HANGUP = 129
     INTERRUPTED = 130
     TERMINATED = 143
@@ -40,6 +41,7 @@ _MEANINGS = {
     ExitCode.DUPLICATE: "duplicate: the same node already runs elsewhere",
     ExitCode.CUDA: "CUDA: device missing, lost or out of memory",
     ExitCode.TARGET_MISSED: "target missed: the budget is spent and target_return was not reached; everything is saved",
+    ExitCode.MEMORY: "memory: the node grew beyond node.max_memory_mb, so it left the run; everything is saved",
     ExitCode.HANGUP: "the terminal was closed (SIGHUP); nohup keeps a run going",
     ExitCode.INTERRUPTED: "interrupted by Ctrl-C (SIGINT)",
     ExitCode.TERMINATED: "terminated by SIGTERM",

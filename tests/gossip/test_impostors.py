@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from tests.gossip.test_protocol import ALONE, alone_with_a_session, fatals, hello, make, of_type
-from zpala.gossip.actions import Log
+from zpala.gossip.actions import Log, SendUp
+from zpala.gossip.codec import encode
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.messages import ExchangeId, Heartbeat, Leave, Nack, Ok, Reject, UpMessage, Welcome
 from zpala.gossip.protocol import Protocol
+from zpala.gossip.sessions import INCARNATION_MAX, SAID_MAX
 
 KEYS = [f"{line:x}" * 64 for line in range(1, 4)]
 HOSTS = parse_hosts("\n".join(f"n{line} 10.0.0.{line + 1}:5000 {key}" for line, key in enumerate(KEYS)), "hosts.txt")
@@ -87,6 +89,35 @@ def test_a_session_is_of_no_use_to_another_key() -> None:
     assert protocol.metrics()["no_session"] == 6
     protocol.on_up(b"x", messages[1], 0.3, KEYS[1])
     assert protocol.describe()["peers"][0]["liveness"] == "left"
+
+
+def test_what_an_insider_says_fills_neither_the_log_nor_the_memory() -> None:
+    """The names in a HELLO's agreement and the codes of a NACK are the peer's own."""
+    protocol, _ = alone_with_a_session()
+    said = []
+    for number in range(100):
+        agreement = {"seed": "1", f"field {number}": "x"}
+        said += warnings(protocol.on_up(b"%d" % number, hello(1, incarnation=9, agreement=agreement), 0.6, None))
+        said += warnings(protocol.on_down(1, Nack(code=f"code {number}"), None, 0.6))
+    assert len(said) == SAID_MAX
+    assert protocol.metrics()["rejects_sent"] == 100
+
+
+@pytest.mark.parametrize("known", [INCARNATION_MAX, 2**64 - 1])
+def test_an_incarnation_beyond_all_others_does_not_end_the_node_that_it_is_told_of(known: int) -> None:
+    """Somebody has said HELLO for this line with it before this node came; there is no higher one to answer with."""
+    protocol = make()
+    protocol.start(0.0)
+    reject = Reject(code="stale_incarnation", field="incarnation", mine="", yours="", fatal=False, known_incarnation=known)
+    said = []
+    for second in range(1, 6):
+        actions = [*protocol.on_down(1, reject, None, float(second)), *protocol.on_timer(second + 0.5)]
+        said += warnings(actions)
+        assert not fatals(actions)
+        for action in of_type(actions, SendUp):
+            encode(action.message)
+    assert len(said) == 1
+    assert "somebody has passed for this node" in said[0]
 
 
 def test_a_file_without_keys_asks_for_none() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -89,3 +92,16 @@ def make_pair() -> Iterator[Callable[..., Pair]]:
         pair.stop()
     for pair in made:
         assert all(supervisor.first is None for supervisor in pair.supervisors)
+
+
+@contextmanager
+def few_descriptors(left: int) -> Iterator[None]:
+    """This process may open only ``left`` files more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as lowest_free:
+        used = lowest_free.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

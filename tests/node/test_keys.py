@@ -80,6 +80,8 @@ def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write the secret key.*--dir"):
         new_key(tmp_path / "file" / "below", "n0")
+    with pytest.raises(UsageError, match=r"file: cannot write the secret key here \(File exists\).*--dir"):
+        new_key(tmp_path / "file", "n0")
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o620, 0o602, 0o610, 0o777])
@@ -124,6 +126,8 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     assert "this is no file" in refusal(tmp_path / "pipe.key")
     assert "cannot read the secret key (No such file" in refusal(tmp_path / "absent.key")
     assert "zpala keys new" in refusal(tmp_path / "absent.key")
+    with pytest.raises(SecurityRefused, match=r"cannot look for secret keys here \(File name too long\).*--key"):
+        secret_keys(tmp_path / ("x" * 300))
 
 
 def test_a_secret_is_not_in_the_text_of_its_object(key: SecretKey) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from tests.node.conftest import receive
+from tests.node.conftest import few_descriptors, receive
 from zpala.gossip.codec import DOWN_HEADER_MAX
 from zpala.node import sockets
 from zpala.node.links import REDIAL_MAX_S, REDIAL_S, Links
@@ -204,3 +204,21 @@ def test_an_unknown_name_is_said_once_and_asked_again(
     assert [record.getMessage() for record in caplog.records] == [
         "no-such-host.invalid:5670 cannot be dialled: the name is not known here (name not known); asking again"
     ]
+
+
+def test_a_peer_that_cannot_be_dialled_for_want_of_descriptors_is_dialled_later(
+    links: Links, poller: zmq.Poller, router: tuple[Socket, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can reach the port can take them all. That must not end the node."""
+    with few_descriptors(0):
+        for line in (0, 1):
+            links.dial(line)
+            assert links.send(line, b"hello", 0.0, keep=True)
+        links.redial(REDIAL_S)
+    assert list(links.dealers()) == []
+    assert len([text for text in caplog.messages if "cannot be dialled for now: Too many open files" in text]) == 1
+    links.redial(3 * REDIAL_S)
+    assert len(list(links.dealers())) == 2
+    while links.messages_sent < 2:
+        turn(links, poller)
+    assert [receive(router[0])[1] for _ in range(2)] == [b"hello", b"hello"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.node.conftest import poll
+from tests.node.conftest import LIMIT_S, few_descriptors, poll
 from zpala.node import resolver
 from zpala.node.resolver import LOOKUPS_MAX, Resolved, Resolver, addresses_of, look_up_all
 from zpala.node.sockets import Context
@@ -136,3 +136,16 @@ def test_many_names_at_once_with_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     found = look_up_all(["node1", "node1", "unknown", "silent", "127.0.0.1"], limit_s=0.2)
     forever.set()
     assert found == {"node1": ("node1's address",), "127.0.0.1": ("127.0.0.1's address",)}
+
+
+def test_an_answer_that_is_lost_for_want_of_descriptors_is_asked_for_again(looking: Resolver, server: NameServer) -> None:
+    assert looking.request(3, "node1", 5670) is None
+    lookups = [thread for thread in threading.enumerate() if thread.name == "lookup node1"]
+    with few_descriptors(0):
+        server.may_answer.set()
+        for thread in lookups:
+            thread.join(LIMIT_S)
+    assert len(lookups) == len(server.asked) == 1
+    assert list(looking.answers()) == []
+    assert looking.request(3, "node1", 5670) is None
+    assert answers(looking, 1)[3].endpoints == ("tcp://10.0.0.1:5670",)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import zmq
 
+from tests.faults.raw_zmtp import RawClient
+from tests.faults.zmtp_frames import greeting
 from tests.node.conftest import LIMIT_S, poll, receive, terminate
 from tests.node.pair import Pair
 from zpala.gossip import codec
@@ -21,7 +23,7 @@ from zpala.gossip.codec import DOWN_HEADER_MAX, UP_MAX
 from zpala.node import sockets
 from zpala.node.keys import Keyring, SecretKey, new_key
 from zpala.node.links import REDIAL_S, Links
-from zpala.node.security import KEYS_PER_SOURCE, Admission, failed_handshakes
+from zpala.node.security import KEYS_PER_SOURCE, SOURCES_MAX, Admission, failed_handshakes
 from zpala.node.sockets import Context, Socket
 
 PAYLOAD_BYTES = 100_000
@@ -185,6 +187,40 @@ def test_many_unknown_keys_are_all_counted_and_few_of_them_logged(
         assert f"somebody at 127.0.0.1 was refused: the key {key.public} stands on no line of hosts.txt" in text
     assert ["only counted" in text for text in said] == [False] * (KEYS_PER_SOURCE - 1) + [True]
     assert not door.router.poll(0)
+
+
+def test_many_addresses_do_not_silence_what_else_is_to_be_said(make_door: Callable[..., Door], caplog: pytest.LogCaptureFixture) -> None:
+    """As many sources as are named, each with an unknown key; then somebody without any."""
+    door = make_door()
+    for number in range(2 * SOURCES_MAX):
+        source = f"10.0.{number // 256}.{number % 256}".encode()
+        door.admission._answer([b"x", b"", b"1.0", b"1", sockets.ZAP_DOMAIN, source, b"", b"CURVE", bytes(32)])
+    assert door.admission.denied == 2 * SOURCES_MAX
+    assert len(caplog.messages) == SOURCES_MAX - 2
+    client = RawClient(door.port)
+    client.send_raw(greeting())
+    door.serve_until(lambda: door.admission.failed)
+    client.close()
+    assert caplog.messages[-1].startswith("a connection to this node's port was refused: it uses no keys")
+
+
+def test_a_node_without_keys_says_once_that_others_have_some(
+    make_key: Callable[[], SecretKey], make_pair: Callable[..., Pair], knock: Callable[..., Socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its hosts.txt is an old copy: the nodes with keys cannot tell it, so it has to see by itself."""
+    pair = make_pair(1_008)
+    pair.more(1)
+    own, other = make_key(), make_key()
+    address = sockets.endpoint("127.0.0.1", pair.ports[0])
+    for number in range(1, 4):
+        say(knock(address, own, other), b"hello")
+        pair.run_until(lambda number=number: pair.learners[0].counters.handshakes_failed >= number)  # type: ignore[misc]
+    text = (
+        "a connection to this node's port was refused: it uses keys, and this node's hosts.txt has none: give every node the same hosts.txt"
+    )
+    assert [message for message in caplog.messages if "was refused" in message] == [text]
+    assert pair.learners[1].counters.handshakes_failed == 0
+    pair.more(3)
 
 
 # ---- sizes ---------------------------------------------------------------------------------------------------------------------------

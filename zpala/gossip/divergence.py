@@ -45,12 +45,12 @@ class Divergence:
         self._out = outbox
         self._fatal = fatal
         self._rejoin = rejoin
-        self._lines: set[int] = set()  # that were too far off, since the last exchange that was not
+        self._lines: set[int] = set()  # that were too far off in the last exchange with them
 
     def averaged(self, exchange: Exchange) -> None:
-        """An exchange was applied. If it was not too far off, this node is not the one that has diverged."""
+        """An exchange was applied; too far off only where such are averaged all the same."""
         if exchange.distance <= self._max_distance:
-            self._lines.clear()
+            self._lines.discard(exchange.peer.line)
             return
         self.found += 1
         if exchange.peer.line not in self._lines:
@@ -84,13 +84,16 @@ class Divergence:
             self._out.log("warning", f"{name} is further away than gossip.max_distance")
 
     def _stop(self, exchange: Exchange) -> None:
-        """Whoever is too far from most of its neighbours has diverged; of two alone, the one with fewer updates."""
+        """Whoever is too far from more than half of the nodes it sees, itself among them, has diverged.
+
+        Of two equal halves the one with fewer updates: were both to stop, nobody would be left. Two alone are such halves.
+        """
         member = exchange.peer
         self._lines.add(member.line)
-        live = {peer.line for peer in self._neighbourhood.live()}
+        live = {member.line, *(peer.line for peer in self._neighbourhood.live())}
         mine, theirs = (exchange.mine.version, self._line), (exchange.peer_version, member.line)
-        alone_with_it = len(live) <= 1
-        if mine < theirs if alone_with_it else 2 * len(self._lines & live) > len(live):
+        far, near = len(self._lines & live), 1 + len(live - self._lines)
+        if far > near or (far == near and mine < theirs):
             names = ", ".join(self._hosts[line].name for line in sorted(self._lines))
             self._fatal(
                 EXIT_NUMERICAL,

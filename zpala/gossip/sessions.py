@@ -30,6 +30,8 @@ HELLO_MOST_OFTEN_S = 0.05
 HELLO_SLOW_S = 1.0  # not above settings.hello_s
 REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew when the peer is known to be up
 REDIAL_MAX_S = 60.0
+INCARNATION_MAX = 2**63 - 1
+SAID_MAX = 16  # different texts about one line: what they are is up to the peer, or to whoever passes for it
 COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed", "forged")
 
 
@@ -288,6 +290,10 @@ class Sessions:
             member.hello_sent_at = -math.inf
             self.hello(member, now)
             return
+        if known >= INCARNATION_MAX:  # nothing is above it; no clock says so, somebody who is not this line has
+            text = f"{self._host(member.line)} knows this line by an incarnation that no process has: somebody has passed for this node"
+            self._once(member, "incarnation", text)
+            return
         if self._welcomed or self._raised:
             text = f"another process runs as line {self._hosts[self._line].source_line} of hosts.txt and started later: this one stops"
             self._fatal(EXIT_DUPLICATE, text)
@@ -336,6 +342,6 @@ class Sessions:
         return host.name if host.name == host.host_port else f"{host.name} ({host.host_port})"
 
     def _once(self, member: Member, what: str, text: str) -> None:
-        if (member.line, what) not in self._said:
+        if (member.line, what) not in self._said and sum(line == member.line for line, _ in self._said) < SAID_MAX:
             self._said.add((member.line, what))
             self._out.log("warning", text)

@@ -82,6 +82,9 @@ def new_key(folder: Path | None = None, name: str | None = None) -> SecretKey:
     public, secret = (z85.decode(text) for text in zmq.curve_keypair())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot write the secret key here ({error.strerror}). Give another --dir.") from None
+    try:
         _write_once(path, _TEXT.format(secret=secret.hex()).encode())
     except FileExistsError:
         raise UsageError(
@@ -99,9 +102,18 @@ def secret_keys(place: Path | None) -> tuple[SecretKey, ...]:
     """
     _check_curve()
     path = default_folder() if place is None else Path(os.path.expanduser(place))
-    if path.is_dir():
-        return tuple(read_key(file) for file in sorted(path.glob(f"*{SUFFIX}")))
-    return () if place is None else (read_key(path),)
+    try:
+        names = sorted(os.listdir(path))
+    except FileNotFoundError:
+        if place is None:
+            return ()
+    except NotADirectoryError:
+        pass
+    except OSError as error:
+        raise SecurityRefused(f"{path}: cannot look for secret keys here ({error.strerror}). Name a file or a folder with --key.") from None
+    else:
+        return tuple(read_key(path / name) for name in names if name.endswith(SUFFIX))
+    return (read_key(path),)
 
 
 def read_key(path: Path) -> SecretKey:

@@ -11,6 +11,7 @@ name looked up again, with back-off. With keys, a monitor per DEALER tells why h
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from zpala.node.security import Refusals, failed_handshakes
 
 REDIAL_S: Final = 5.0
 REDIAL_MAX_S: Final = 60.0
+_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE)
 
 Address = tuple[str, int]
 
@@ -62,6 +64,7 @@ class Links:
         self._dead_link_s = dead_link_s
         self._keyring = keyring
         self.refusals = Refusals("" if keyring is None else keyring.own.public)
+        self._no_room = False  # has been said
         self._links: dict[int, _Link] = {}
         self._lines: dict[sockets.Socket, int] = {}
         self.resolver = Resolver(context)
@@ -154,17 +157,35 @@ class Links:
             return
         address = answer.endpoints[link.dials % len(answer.endpoints)]  # a name may have several: the next dial tries the next one
         link.dials += 1
-        if self._keyring is None:
-            link.dealer = sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s)
-        else:
-            monitor, peer_key = sockets.monitor_address(), self._keyring.public_bytes(link.line)
-            link.dealer = sockets.dealer_socket(
-                self._context, address, self._payload_bytes, self._dead_link_s, self._keyring.own, peer_key, monitor
-            )
-            link.monitor = sockets.monitor_socket(self._context, monitor)
+        try:
+            link.dealer, link.monitor = self._sockets(link.line, address)
+        except zmq.ZMQError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self._tell_no_room(error)  # strangers may have taken it: what is sent fails, and the link is made anew
+            return
+        if link.monitor is not None:
             self._poller.register(link.monitor, zmq.POLLIN)
         self._lines[link.dealer] = link.line
         self._poll(link)
+
+    def _sockets(self, line: int, address: str) -> tuple[sockets.Socket, sockets.Socket | None]:
+        """A DEALER to ``address`` and, with keys, the end of its monitor."""
+        if self._keyring is None:
+            return sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s), None
+        place, peer_key = sockets.monitor_address(), self._keyring.public_bytes(line)
+        dealer = sockets.dealer_socket(self._context, address, self._payload_bytes, self._dead_link_s, self._keyring.own, peer_key, place)
+        try:
+            return dealer, sockets.monitor_socket(self._context, place)
+        except BaseException:
+            dealer.disable_monitor()
+            dealer.close()
+            raise
+
+    def _tell_no_room(self, error: zmq.ZMQError) -> None:
+        if not self._no_room:
+            self._no_room = True
+            _log.warning("a peer cannot be dialled for now: %s (limit -n of the shell); trying again", error)
 
     def _disconnect(self, link: _Link) -> None:
         dealer, link.dealer = link.dealer, None

@@ -70,7 +70,7 @@ class ProxyCounters:
     bad_frames: int = 0
     redials: int = 0
     keys_denied: int = 0  # connections refused because of their keys
-    handshakes_failed: int = 0  # others that ended before they were connections, coming and going; counted only with keys
+    handshakes_failed: int = 0  # others that ended before they were connections; those of this node itself are counted only with keys
     loop_gap_max_s: float = 0.0
     cpu_s: float = 0.0
 

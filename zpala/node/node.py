@@ -21,10 +21,12 @@ from zpala.metrics import MetricsLog
 from zpala.node.build import agreement, build_actor_groups, build_parts, choose_device, start_actor, stop_actors
 from zpala.node.claim import Claim, Machine, claim_line
 from zpala.node.connection import Connection
+from zpala.node.door import raise_descriptor_limit
 from zpala.node.ending import Ending, exit_code_of, exit_watchdog, stop_on_signals, tell
 from zpala.node.errors import NodeError
 from zpala.node.keys import secret_keys
 from zpala.node.learner import Outcome, Row, train
+from zpala.node.memory import Memory, available_bytes
 from zpala.node.port import Interrupted
 from zpala.node.records import gossip_row, save_checkpoint, summary_row
 from zpala.node.report import Report
@@ -75,6 +77,9 @@ def _run(
     """The node's life in order; whatever was opened is closed in reverse order."""
     with ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
+        raise_descriptor_limit()
+        memory = Memory(_max_memory_mb(config), available=available_bytes())
+        stack.callback(memory.close)
         ending = Ending()
         watchdog = exit_watchdog(ending)
         stack.callback(watchdog.cancel)
@@ -99,14 +104,15 @@ def _run(
 
         _tell_security(config, claim)
 
+        def interrupted() -> bool:
+            return stop.signal is not None or memory.exceeded(time.monotonic())
+
         # Then the threads, each by a handshake. Callbacks run in reverse order: first the exit status, then the limit on the end.
         context: Context = node_context(encrypted=hosts.keyed)
         stack.callback(context.destroy, linger=0)
         supervisor = Supervisor(context)
         stack.callback(supervisor.close)
-        groups = build_actor_groups(
-            config, spec, context, supervisor, rollout, claim.line, threads, device, lambda: stop.signal is not None
-        )
+        groups = build_actor_groups(config, spec, context, supervisor, rollout, claim.line, threads, device, interrupted)
         stack.callback(stop_actors, groups)
         stack.callback(watchdog.start)
         stack.push(ending.take)
@@ -125,7 +131,7 @@ def _run(
             weights=parts.weights,
             budget=config.run.total_env_steps,
             target_return=config.run.target_return,
-            interrupted=lambda: stop.signal is not None,
+            interrupted=interrupted,
         )
         report = Report(spec.frame_skip, config.run.log_interval_s, time.monotonic())
         outcome: Outcome | None = None
@@ -155,14 +161,17 @@ def _run(
                 trained_until = time.monotonic()
                 port.drain(outcome.reason, outcome.progress, config.gossip.drain_s + 5.0)
             except Interrupted:
-                _log.warning("%s: stopped by signal %s; leaving the run", host.name, stop.signal)
+                why = memory.too_much or f"stopped by signal {stop.signal}"
+                _log.warning("%s: %s; leaving the run", host.name, why)
         progress = outcome.progress if outcome is not None else port.progress
         # The speed of the last row is that of training, not of the drain.
         log(report.row(trained_until or time.monotonic(), env_steps=progress.env_steps, updates=progress.updates))
         missed = config.run.target_return is not None and outcome is not None and outcome.reason == "budget"
-        ending.exit_code = 128 + stop.signal if stop.signal is not None else int(ExitCode.TARGET_MISSED if missed else ExitCode.FINISHED)
-        checkpoint = save_checkpoint(directory, config, parts, port, report, outcome, progress)
-        summary = summary_row(host.name, ending.exit_code, port, report, outcome, progress)
+        status = ExitCode.MEMORY if memory.too_much else ExitCode.TARGET_MISSED if missed else ExitCode.FINISHED
+        ending.exit_code = 128 + stop.signal if stop.signal is not None else int(status)
+        reason = outcome.reason if outcome is not None else "memory" if memory.too_much else "signal"
+        checkpoint = save_checkpoint(directory, config, parts, port, report, reason, progress)
+        summary = summary_row(host.name, ending.exit_code, port, report, reason, progress)
         console.summary({**summary, "checkpoint": str(checkpoint)})
         return ending.exit_code
 
@@ -183,6 +192,10 @@ def _tell_security(config: Config, claim: Claim) -> None:
             _log.warning("--insecure does nothing here: the hosts file has keys, and only their holders are let in")
     elif config.node.key is not None:
         _log.warning("--key %s does nothing here: no line of the hosts file has a key, and nothing is encrypted", config.node.key)
+
+
+def _max_memory_mb(config: Config) -> int | None:
+    return config.node.max_memory_mb if isinstance(config.node.max_memory_mb, int) else None
 
 
 def _threads(config: Config, hosts: HostList, spec: EnvironmentSpec) -> int:

@@ -1,7 +1,7 @@
 """The data proxy: the one thread that owns every network socket of a node and drives ``gossip.protocol.Protocol``.
 
 Frames, timers and mail from the learner become the protocol's events; its actions become sends, dials and mail (``proxy_loop``). Owned by
-the thread: the ROUTER, the DEALERs (``links``), with keys the ZAP handler (``security``), its end of the mailbox. It never imports torch,
+the thread: the ROUTER, the DEALERs (``links``), who is let in (``security``), its end of the mailbox. It never imports torch,
 never waits for the learner, never waits for a peer. A peer can do no more than be refused: whatever bytes arrive end in a message, in
 ``on_bad_frame``, or in libzmq's refusal.
 A tensor is sent without a copy from the protocol's buffer, which stays untouched until ``on_sent``, and received straight into another.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from zpala.node import frames, sockets
+from zpala.node.door import Door
 from zpala.node.keys import Keyring
 from zpala.node.links import Address, Links
 from zpala.node.mailbox import Mailbox
@@ -110,15 +111,17 @@ class Proxy:
             mailbox = Mailbox(sockets.inproc_pair_connected(self._context, self._mailbox_address))
             stack.callback(mailbox.close)
             poller = zmq.Poller()
-            admission, own_key, monitor = None, None, ""
-            if self._keyring is not None:
-                admission = Admission(self._context, poller, frozenset(self._keyring.public.values()))  # before anybody can ask
-                stack.callback(admission.close)
-                own_key, monitor = self._keyring.own, admission.monitor
-            router, _ = sockets.router_socket(self._context, self._listener, self._dead_link_s, own_key, monitor)
+            keyring = self._keyring
+            allowed = None if keyring is None else frozenset(keyring.public.values())
+            admission = Admission(self._context, poller, allowed)  # before anybody can ask
+            stack.callback(admission.close)
+            own_key = None if keyring is None else keyring.own
+            door = Door(self._listener)
+            stack.callback(door.close)
+            router, _ = sockets.router_socket(self._context, self._listener, self._dead_link_s, own_key, admission.monitor)
             stack.callback(router.close, linger=sockets.LEAVE_LINGER_MS)
-            if monitor:
-                stack.callback(router.disable_monitor)
-            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s, self._keyring)
+            stack.callback(router.disable_monitor)
+            door.belongs_to(router)
+            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s, keyring)
             stack.callback(links.close)
-            ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission).run(control)
+            ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission, door).run(control)

@@ -22,6 +22,7 @@ from zpala.gossip import actions as act
 from zpala.gossip import codec, events
 from zpala.gossip import messages as m
 from zpala.node import frames, sockets
+from zpala.node.door import Door
 from zpala.node.links import Links
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
 from zpala.node.security import Admission
@@ -53,7 +54,8 @@ class ProxyLoop:
         poller: zmq.Poller,
         snapshots: Sequence[frames.Vector],
         clock: Callable[[], float],
-        admission: Admission | None = None,
+        admission: Admission,
+        door: Door,
     ) -> None:
         self._protocol = protocol
         self._router = router
@@ -63,7 +65,8 @@ class ProxyLoop:
         self._snapshots = snapshots
         self._clock = clock
         self._admission = admission
-        self._reader = frames.FrameReader(authenticated=admission is not None)
+        self._door = door
+        self._reader = frames.FrameReader(authenticated=admission.keyed)
         self._in_flight: list[tuple[zmq.MessageTracker, act.Payload]] = []
         self._outbox: deque[object] = deque()
         self._leaving = False  # the protocol has been told to leave
@@ -104,9 +107,8 @@ class ProxyLoop:
     def _turn(self, ready: Mapping[object, int]) -> None:
         """One round over everything that has something to say; at most ``MESSAGES_PER_TURN`` of each socket."""
         protocol = self._protocol
-        if self._admission is not None:
-            self._admission.serve(ready)
-            self._links.read_monitors(ready)
+        self._admission.serve(ready)
+        self._links.read_monitors(ready)
         if self._mailbox.socket in ready:
             for message in self._mailbox.receive():
                 self._on_mail(message)
@@ -125,6 +127,7 @@ class ProxyLoop:
         if now >= protocol.deadline():
             self._perform(protocol.on_timer(now))
         self._links.redial(now)
+        self._door.watch(now)
 
     # ---- from the learner
 
@@ -263,7 +266,7 @@ class _Tally:
         self.messages_sent += 1
         self.bytes_sent += nbytes
 
-    def message(self, links: Links, admission: Admission | None) -> ProxyCounters:
+    def message(self, links: Links, admission: Admission) -> ProxyCounters:
         """The counters so far, and the longest turn since the last call."""
         gap_s, self.loop_gap_max_s = self.loop_gap_max_s, 0.0
         return ProxyCounters(
@@ -274,8 +277,8 @@ class _Tally:
             sends_lost=self.sends_lost,
             bad_frames=self.bad_frames,
             redials=links.redials,
-            keys_denied=0 if admission is None else admission.denied,
-            handshakes_failed=links.refusals.count + (0 if admission is None else admission.failed),
+            keys_denied=admission.denied,
+            handshakes_failed=links.refusals.count + admission.failed,
             loop_gap_max_s=gap_s,
             cpu_s=self.cpu_s,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zpala.config import Config
 from zpala.node.build import Parts
-from zpala.node.learner import Outcome, Row
+from zpala.node.learner import Row
 from zpala.node.port import GossipPort, Progress
 from zpala.node.report import Report
 from zpala.run_directory import NodeDirectory
@@ -49,16 +49,16 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
 
 
 def save_checkpoint(
-    directory: NodeDirectory, config: Config, parts: Parts, port: GossipPort, report: Report, outcome: Outcome | None, progress: Progress
+    directory: NodeDirectory, config: Config, parts: Parts, port: GossipPort, report: Report, reason: str, progress: Progress
 ) -> Path:
-    """Writes the final checkpoint; returns its folder."""
+    """Writes the final checkpoint; returns its folder. ``reason``: why training ended, "budget", "target", "signal" or "memory"."""
     state = {
         "env_steps": progress.env_steps,
         "cluster_env_steps": port.view.other_env_steps + progress.env_steps,
         "updates": progress.updates,
         "version": port.version,
         "optimizer_steps": port.optimizer_steps,
-        "finish_reason": outcome.reason if outcome is not None else "signal",
+        "finish_reason": reason,
         "drained": port.drained or "",
         "return_mean": report.return_mean,
         "return_count": report.return_count,
@@ -69,12 +69,12 @@ def save_checkpoint(
     return directory.save_final(model, optimizer, state)
 
 
-def summary_row(name: str, exit_code: int, port: GossipPort, report: Report, outcome: Outcome | None, progress: Progress) -> Row:
+def summary_row(name: str, exit_code: int, port: GossipPort, report: Report, reason: str, progress: Progress) -> Row:
     """How the run ended for this node: the keys of a row of metrics, and exit status, reason and wall time."""
     return {
         "node": name,
         "exit_code": exit_code,
-        "reason": outcome.reason if outcome is not None else "signal",
+        "reason": reason,
         "drained": port.drained or "",
         "env_steps": progress.env_steps,
         "updates": progress.updates,

@@ -96,12 +96,15 @@ class Resolver:
         self._address = f"inproc://zpala-resolver-{next(_numbers)}"
         self._waiting: deque[tuple[int, str, int]] = deque()
         self._running: set[int] = set()
+        self._untold: deque[int] = deque()  # filled by the threads of lookups, whose answers are lost
         self.socket = sockets.inproc_pull(context, self._address)
 
     def request(self, line: int, host: str, port: int) -> Resolved | None:
         """The answer, when ``host`` is numeric; otherwise None, and the answer comes later. No line is looked up twice at a time."""
         if is_numeric(host):
             return Resolved(line, (sockets.endpoint(host, port),))
+        while self._untold:
+            self._running.discard(self._untold.popleft())
         if line not in self._running and all(line != waiting for waiting, _, _ in self._waiting):
             self._waiting.append((line, host, port))
             self._start_lookups()
@@ -137,5 +140,5 @@ class Resolver:
         try:
             with sockets.inproc_push(self._context, self._address) as push:
                 push.send(msgpack.packb([line, endpoints, error]), zmq.DONTWAIT)
-        except zmq.ZMQError:  # the proxy has ended meanwhile; there is nobody left to tell
-            return
+        except zmq.ZMQError:  # the proxy has ended meanwhile, or there is no file descriptor left: the next request looks it up again
+            self._untold.append(line)

@@ -1,9 +1,9 @@
 """Who is let in, and what is said of those who are not: the ZAP handler of a node, its counts and its log lines.
 
-Owned: the ZAP socket, which libzmq asks about the key of everybody who wants to connect, and the ends of the monitors that tell of
-handshakes that failed before or without that question. Belongs to the proxy's thread and is polled with its sockets, so there is no
-thread of its own that could die unseen (pyzmq's ends with the first exception of a callback). What goes wrong while a key is judged refuses
-that one connection and nobody else's: a door that is broken stays shut.
+Owned: with keys the ZAP socket, which libzmq asks about the key of everybody who wants to connect; with or without them the end of the
+monitor that tells of handshakes that failed before or without that question. Belongs to the proxy's thread and is polled with its sockets,
+so there is no thread of its own that could die unseen (pyzmq's ends with the first exception of a callback). What goes wrong while a key is
+judged refuses that one connection and nobody else's: a door that is broken stays shut.
 
 The reply names the holder of the connection: the public key in hex becomes the ``User-Id`` of all its messages, out of the sender's reach.
 A flood of refusals costs counts, not log lines: each kind of refusal of each source is said once, and of ``SOURCES_MAX`` sources.
@@ -25,6 +25,7 @@ from zpala.node import sockets
 from zpala.node.keys import KEY_BYTES
 
 REQUESTS_PER_TURN: Final = 32
+EVENTS_PER_TURN: Final = 500  # of a monitor, whose queue has no bound: strangers must not fill it faster than it is read
 KEYS_PER_SOURCE: Final = 4  # unknown keys of one address that are named
 SOURCES_MAX: Final = 64
 BROKEN_OFF_MAX: Final = 5  # handshakes that one peer breaks off in a row before somebody is told: a node that starts breaks off some
@@ -36,31 +37,34 @@ _PROTOCOL_ERRORS: Final[Mapping[int, str]] = {
     zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "it uses no keys: does its hosts.txt have none, or an older copy?",
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "it expects another key here: is this node's public key on this node's line everywhere?",
 }
+_KEYS_ELSEWHERE: Final = "it uses keys, and this node's hosts.txt has none: give every node the same hosts.txt"
 
 _log = logging.getLogger(__name__)
 
 
 class Admission:
-    """Lets in the holders of ``allowed``, public keys in lower-case hex, and counts and names the others.
+    """Lets in the holders of ``allowed``, public keys in lower-case hex, and counts and names the others; None: there are no keys.
 
     To be made before the ROUTER of the same context, which is given ``monitor`` as the place for its failed handshakes, and to be closed
     after it. ``poller`` polls both sockets here.
     """
 
-    def __init__(self, context: sockets.Context, poller: zmq.Poller, allowed: Collection[str]) -> None:
+    def __init__(self, context: sockets.Context, poller: zmq.Poller, allowed: Collection[str] | None) -> None:
         self.denied = 0  # keys that were refused, or could not be judged
         self.failed = 0  # handshakes that ended before there was a key
         self.monitor = sockets.monitor_address()
-        self._allowed = allowed
-        self._zap = sockets.zap_socket(context)
+        self.keyed = allowed is not None
+        self._allowed: Collection[str] = () if allowed is None else allowed
+        self._zap = sockets.zap_socket(context) if self.keyed else None
         self._failures = sockets.monitor_socket(context, self.monitor)
-        self._said: dict[str, set[str]] = {}
-        poller.register(self._zap, zmq.POLLIN)
+        self._said: dict[str, set[str]] = {"error": set(), "protocol": set()}  # these two have a place however many addresses there are
+        if self._zap is not None:
+            poller.register(self._zap, zmq.POLLIN)
         poller.register(self._failures, zmq.POLLIN)
 
     def serve(self, ready: Mapping[object, int]) -> None:
         """Answers what libzmq has asked, and notes what the monitor has told."""
-        if self._zap in ready:
+        if self._zap is not None and self._zap in ready:
             for _ in range(REQUESTS_PER_TURN):
                 try:
                     request = self._zap.recv_multipart(zmq.DONTWAIT)
@@ -74,7 +78,8 @@ class Admission:
 
     def close(self) -> None:
         self._failures.close()
-        self._zap.close()
+        if self._zap is not None:
+            self._zap.close()
 
     def _answer(self, request: list[bytes]) -> None:
         """One request: [link, "", version, request id, domain, address, identity, mechanism, credentials ...]."""
@@ -84,7 +89,7 @@ class Admission:
             status, text, user = _FAILED, b"the key could not be judged", b""
             self._once("error", str(error), f"a connection was refused because its key could not be judged: {clip(repr(error))}")
         self.denied += status != _GRANTED
-        if len(request) > 3:  # else there is nobody to answer: the handshake runs into its limit
+        if len(request) > 3 and self._zap is not None:  # else there is nobody to answer: the handshake runs into its limit
             self._zap.send_multipart([request[0], b"", b"1.0", request[3], status, text, user, b""], zmq.DONTWAIT)
 
     def _judge(self, request: list[bytes]) -> tuple[bytes, bytes, bytes]:
@@ -104,7 +109,8 @@ class Admission:
         if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:  # gone, or silent: a port scan, a check of the port, a node that is stopped
             _log.debug("a connection to this node's port ended before it had said who it is")
             return
-        why = _PROTOCOL_ERRORS.get(value, "it does not speak this protocol")
+        mismatch = value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH
+        why = _KEYS_ELSEWHERE if mismatch and not self.keyed else _PROTOCOL_ERRORS.get(value, "it does not speak this protocol")
         self._once("protocol", why, f"a connection to this node's port was refused: {why}")
 
     def _once(self, source: str, what: str, text: str) -> None:
@@ -118,8 +124,8 @@ class Admission:
 
 
 def failed_handshakes(monitor: sockets.Socket) -> Iterator[tuple[int, int]]:
-    """(event, its value) of everything that a monitor has told so far, at most ``REQUESTS_PER_TURN``: status, errno or protocol error."""
-    for _ in range(REQUESTS_PER_TURN):
+    """(event, its value) of everything that a monitor has told so far, at most ``EVENTS_PER_TURN``: status, errno or protocol error."""
+    for _ in range(EVENTS_PER_TURN):
         try:
             told = parse_monitor_message(monitor.recv_multipart(zmq.DONTWAIT))
         except zmq.Again:
