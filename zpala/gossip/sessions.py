@@ -30,6 +30,7 @@ HELLO_MOST_OFTEN_S = 0.05
 HELLO_SLOW_S = 1.0  # not above settings.hello_s
 REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew when the peer is known to be up
 REDIAL_MAX_S = 60.0
+SAID_MAX = 1024  # different things said once
 COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed", "forged")
 
 
@@ -336,6 +337,6 @@ class Sessions:
         return host.name if host.name == host.host_port else f"{host.name} ({host.host_port})"
 
     def _once(self, member: Member, what: str, text: str) -> None:
-        if (member.line, what) not in self._said:
+        if (member.line, what) not in self._said and len(self._said) < SAID_MAX:  # a stranger chooses the name of a field
             self._said.add((member.line, what))
             self._out.log("warning", text)
