@@ -64,7 +64,7 @@ class Play:
         return float(np.percentile(self.durations, percent))
 
     def slope(self) -> float:
-        """MB/min of the first node's memory once it has settled: the median over stretches of a quarter of the time, as one step is no leak."""
+        """MB/min of the first node's memory once it has settled: the median over quarters of the time, as one step is no leak."""
         points = np.array(self.rss)
         late = points[points[:, 0] > points[0, 0] + RSS_SETTLES * (points[-1, 0] - points[0, 0])]
         stretch = max(1, len(points) // 4)
