@@ -58,6 +58,7 @@ SHOWN = (
     "applied_late",
     "buffers_free",
     "bad_frames",
+    "rate_limited",
     "dead",
     "defects",
     "deltas_queued",
@@ -99,7 +100,8 @@ class _Rows:
         if time.monotonic() < self._due and not force:
             return
         metrics = self._connection.protocol.metrics()
-        row = {"live": live, "with": dict(self._gate.mixed_with), **{name: metrics[name] for name in SHOWN}}
+        received = self._connection.port.counters.messages_received
+        row = {"live": live, "with": dict(self._gate.mixed_with), "received": received, **{name: metrics[name] for name in SHOWN}}
         if row != self._last or force or rounds % 100 == 0:
             sys.stdout.write(json.dumps({"rounds": rounds, **row}) + "\n")
             sys.stdout.flush()

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from zpala.gossip import exchange as module
+from zpala.gossip.actions import SendDown
 from zpala.gossip.exchange_snapshots import Snapshots
 from zpala.gossip.exchange_state import TRANSITIONS, State, Step
+from zpala.gossip.membership import Member
+from zpala.gossip.messages import Accept, Busy, ExchangeId, Offer, SnapshotDescription
 from zpala.gossip.mixing import checksum
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import VirtualCluster, ring
@@ -192,6 +195,32 @@ def test_a_peer_in_doubt_is_refused_and_others_are_not(monkeypatch: pytest.Monke
     assert recent[-1].exchange.started_at > cluster.now - 1.0
     cluster.quiesce()
     conserved(cluster)
+
+
+def test_so_many_doubts_and_no_more() -> None:
+    """A node with one less than the limit offers and accepts; with the limit it does neither, whoever asks."""
+    cluster = started(VirtualCluster(2 + module.MAX_DOUBTS, 2, periods=1e6, drift=0.0))
+    cluster.run(3.0)
+    protocol, exchanges = cluster.nodes[0].protocol, cluster.nodes[0].exchanges
+    last, *others = protocol._membership
+
+    def offer(member: Member) -> list[Any]:
+        """What is answered."""
+        assert member.link is not None
+        snapshot = SnapshotDescription(version=1, nbytes=64, checksum=0, square_norm=1.0)
+        message = Offer(session=member.session_in, xid=ExchangeId(member.line, member.incarnation, 10**6), snapshot=snapshot)
+        answers = [action.message for action in protocol.on_up(member.link, message, cluster.now) if isinstance(action, SendDown)]
+        return [answer for answer in answers if isinstance(answer, Accept | Busy)]
+
+    for member in others:
+        assert exchanges.can_start
+        assert isinstance(offer(member)[0], Accept)
+        current = exchanges.current
+        exchanges._move(current, Step.PARKED)
+        exchanges.doubts[current.xid], exchanges.current = current, None
+    assert len(exchanges.doubts) == len(others) == module.MAX_DOUBTS
+    assert not exchanges.can_start
+    assert [busy.reason for busy in offer(last)] == ["doubt"]
 
 
 # ---- many exchanges under faults --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from zpala.gossip.actions import Log, Payload, SendDown, SendUp, ToLearner
 from zpala.gossip.codec import encode
 from zpala.gossip.events import Fatal, Published, View
 from zpala.gossip.hosts import parse_hosts
+from zpala.gossip.membership import Phase
 from zpala.gossip.messages import (
     Abort,
     Condition,
@@ -34,6 +35,7 @@ from zpala.gossip.messages import (
 )
 from zpala.gossip.pacing import Pacing
 from zpala.gossip.protocol import Protocol
+from zpala.gossip.sessions import SAID_MAX
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import NUMEL, VirtualCluster, full, schema_of
 
@@ -98,6 +100,19 @@ def test_the_same_hello_on_the_same_link_keeps_the_session_and_on_another_replac
     assert sessions[0] == sessions[1] != sessions[2]
     old = protocol.on_up(b"x", Heartbeat(session=sessions[0], nonce=b"", condition=ALONE), 0.5)
     assert of_type(old, Nack) == [Nack(code="no_session")]
+
+
+def test_no_end_of_unknown_fields_is_said_so_often_and_no_more() -> None:
+    """A stranger chooses how the fields of its agreement are called."""
+    protocol = make(1 + 1, settings=GossipSettings(initial="own"))
+    protocol.on_up(b"x", hello(), 0.1)
+    protocol._run.enter(Phase.RUNNING, 0.1)
+    said = [
+        [action for action in protocol.on_up(b"y", hello(agreement={**AGREEMENT, f"field {number}": "1"}), 0.2) if isinstance(action, Log)]
+        for number in range(SAID_MAX + 1)
+    ]
+    assert [len(logs) for logs in said] == [1] * SAID_MAX + [0]
+    assert protocol.metrics()["rejects_sent"] == SAID_MAX + 1
 
 
 def test_an_unknown_session_is_told_so() -> None:

@@ -20,6 +20,7 @@ from zpala.node.sockets import Context, Socket
 NUMEL = 40_000  # 160 kB: more than pyzmq copies
 XID = m.ExchangeId(0, 1, 2)
 FETCH = m.Fetch(session=7, xid=XID)
+OFFER = m.Offer(session=7, xid=XID, snapshot=m.SnapshotDescription(version=1, nbytes=4, checksum=0, square_norm=1.0))
 BUSY = m.Busy(session=7, xid=XID, reason="engaged")
 
 
@@ -85,6 +86,26 @@ def test_a_bad_up_message_is_refused_and_the_next_one_is_read(pair: tuple[Socket
     assert isinstance(read[0].message, ProtocolError)
     assert read[0].nbytes == sum(map(len, parts))
     assert read[1].message == FETCH
+
+
+@pytest.mark.parametrize("parts", [[b""], [b"garbage"], [codec.encode(FETCH)], [codec.encode(FETCH), b"x" * 4096], [b""] * 50])
+def test_what_is_not_admitted_is_read_away_and_not_decoded(pair: tuple[Socket, Socket], parts: list[bytes]) -> None:
+    router, dealer = pair
+    dealer.send_multipart(parts)
+    dealer.send(codec.encode(OFFER))
+    asked: list[type | None] = []
+
+    def admits(link: bytes, kind: type | None) -> bool:
+        asked.append(kind)
+        return kind is m.Offer
+
+    reader, read = FrameReader(), list[Any]()
+    while len(read) < 2:
+        poll(router)
+        read.append(reader.read_up(router, admits))
+    assert (read[0].message, read[0].nbytes) == (None, sum(map(len, parts)))
+    assert (read[1].message, read[1].link) == (OFFER, read[0].link)
+    assert asked == [m.Fetch if parts[0] == codec.encode(FETCH) else None, m.Offer]
 
 
 def test_a_header_at_the_limit_of_the_buffer_is_not_truncated_to_a_message(pair: tuple[Socket, Socket]) -> None:

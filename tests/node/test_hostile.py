@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import random
+import select
 import subprocess
 import sys
 import threading
@@ -24,17 +25,18 @@ import xxhash
 from tests.faults.raw_zmtp import RawClient, RawConnection, RawNode, RawServer, mutation
 from tests.faults.zmtp_frames import MORE, frame, greeting, ready
 from tests.node.pair import Pair
-from zpala.gossip import codec
+from zpala.gossip import codec, limits
 from zpala.gossip import messages as m
 from zpala.node.sockets import CURVE_OVERHEAD_BYTES
 
 NUMEL = 10_000
 FRAMES = int(os.environ.get("FUZZ_FRAMES", "1000"))
-BATCH = 50
+BATCH = limits.STRIKE.burst // 2  # damaged frames of one connection: none is dropped unread
 LIMIT_S = 40.0
 RAW = 2  # the line that the raw peer plays
 UP_LIMIT = codec.UP_MAX + CURVE_OVERHEAD_BYTES
 XID = m.ExchangeId(RAW, 5, 0)
+BACK_OFF_S = 0.002  # an honest node does not offer again at once
 
 MakePair = Callable[..., Pair]
 
@@ -56,8 +58,8 @@ def pair(make_pair: MakePair) -> Pair:
 
 @pytest.fixture
 def pair_of_three(make_pair: MakePair, server: RawServer) -> Pair:
-    """The same in a file of three lines; the third is the raw peer's."""
-    made: Pair = make_pair(NUMEL, others=[("127.0.0.1", server.port)])
+    """The same in a file of three lines; the third is the raw peer's, for which they have time."""
+    made: Pair = make_pair(NUMEL, others=[("127.0.0.1", server.port)], max_share=0.1)
     made.more(2)
     return made
 
@@ -148,6 +150,7 @@ def offer_until_accepted(node: RawNode) -> tuple[m.Offer, m.Accept]:
         if isinstance(answer, m.Accept):
             return offer, answer
         assert isinstance(answer, m.Busy), answer
+        select.select([node.client.socket], [], [], BACK_OFF_S)
         assert time.monotonic() < deadline, f"BUSY for {LIMIT_S:g} s: {answer.reason}"
     raise AssertionError("unreachable")
 
@@ -262,17 +265,19 @@ def impersonates(body: bytes) -> bool:
 
 
 def test_damaged_frames_are_refused_and_counted(pair_of_three: Pair) -> None:
-    """Every frame that is no message is refused and counted; between the batches the attacker himself is served like anybody."""
+    """Every frame that is no message is refused and counted; the attacker himself is served like anybody, until he has strikes enough."""
     pair = pair_of_three
     bad = 0
     source = random.Random(1)
 
     def attack() -> None:
         nonlocal bad
-        with RawClient.dealer(pair.ports[0]) as client:
-            client.say(m.Hello(node="raw", line=RAW, incarnation=5, agreement=pair.agreement, condition=m.Condition(phase="waiting")))
-            frames = honest_frames(pair, client.hear(m.Welcome, down=True).session)
-            for batch in range(-(-FRAMES // BATCH)):
+        for batch in range(-(-FRAMES // BATCH)):
+            with RawClient.dealer(pair.ports[0]) as client:
+                hello = m.Hello(node="raw", line=RAW, incarnation=5, agreement=pair.agreement, condition=m.Condition(phase="waiting"))
+                client.say(hello)
+                answer = client.hear(m.Welcome, m.Reject, down=True)  # chance may have made a HELLO of a later process
+                frames = honest_frames(pair, answer.session if isinstance(answer, m.Welcome) else 1)
                 bodies = [body for body in (mutation(frames, source) for _ in range(BATCH)) if not impersonates(body)]
                 bad += sum(map(refused, bodies))
                 for body in bodies:
@@ -283,6 +288,7 @@ def test_damaged_frames_are_refused_and_counted(pair_of_three: Pair) -> None:
     meanwhile(pair, attack, 55.0)
     assert bad > FRAMES / 4
     pair.run_until(lambda: pair.metric("bad_frames") == [bad, 0])
+    assert pair.metric("rate_limited") == [0, 0]
     pair.run_until(lambda: descriptors() <= before)
     assert pair.metric("own_nonfinite") == [0, 0]
 
@@ -297,6 +303,53 @@ def is_served(client: RawClient, line: int) -> None:
             if isinstance(message, m.Reject) and message.yours == str(line):
                 return
         assert time.monotonic() < deadline, "nobody answers"
+
+
+def test_who_sends_rubbish_is_ignored_and_may_dial_anew(pair: Pair) -> None:
+    """The limit of strikes is answered as always; one more, and the link is dead to the node; another link is not."""
+    count = limits.STRIKE.burst
+
+    def attack() -> None:
+        with RawClient.dealer(pair.ports[0]) as rude:
+            for _ in range(count + 1):
+                rude.send(b"rubbish")
+                assert rude.hear(m.Nack, down=True).code == "bad_message"
+            rude.say(m.StateRequest(session=1))
+            assert rude.hear(m.Nack, down=True).code == "limit"
+            with RawClient.dealer(pair.ports[0]) as again:
+                again.say(m.StateRequest(session=1))
+                assert again.hear(m.Nack, down=True).code == "no_session"
+
+    meanwhile(pair, attack)
+    pair.run_until(lambda: pair.metric("bad_frames") == [count + 1, 0])
+    pair.run_until(lambda: pair.metric("rate_limited") == [1, 0])
+
+
+@pytest.mark.parametrize("kind", ["hello", "stranger"])
+def test_a_flood_is_dropped_unread_and_told_so(pair: Pair, kind: str) -> None:
+    """Messages that are in order, as fast as they are taken: few are looked at, and another link is served meanwhile."""
+    count, line, allowance = 3000, 200, limits.HELLO if kind == "hello" else limits.STRANGER
+    hello = m.Hello(node="raw", line=line, incarnation=1, agreement={}, condition=m.Condition(phase="waiting"))
+    body = frame(codec.encode(hello if kind == "hello" else m.StateRequest(session=1)))
+    began = time.monotonic()
+
+    def unread() -> float:
+        return pair.metric("rate_limited")[0]
+
+    def attack() -> None:
+        with RawClient.dealer(pair.ports[0]) as flood, RawClient.dealer(pair.ports[0]) as good:
+            flood.send_raw(count * body)
+            while (answer := flood.hear(m.Nack, m.Reject, down=True)).code != "limit":
+                assert answer.code == ("unknown_line" if kind == "hello" else "no_session")
+            is_served(good, line)
+            assert unread() < count / 2, "it was served before the flood was over"
+            while unread() < count - allowance.burst - allowance.per_s * (time.monotonic() - began):
+                flood.receive_within(0.1)
+                assert time.monotonic() < began + LIMIT_S
+
+    meanwhile(pair, attack)
+    assert unread() <= count - allowance.burst
+    assert pair.metric("bad_frames") == [0, 0]
 
 
 def test_messages_with_too_many_frames_are_read_away_and_refused(pair: Pair) -> None:

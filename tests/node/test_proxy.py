@@ -26,7 +26,7 @@ from zpala.node import sockets
 from zpala.node.frames import Vector
 from zpala.node.mailbox import GateChanged, LeaveRun, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
 from zpala.node.proxy import Proxy
-from zpala.node.proxy_loop import _without_superseded
+from zpala.node.proxy_loop import REST_S, _without_superseded
 from zpala.node.sockets import Context, Socket
 from zpala.node.worker import Supervisor, WorkerFailed
 
@@ -60,6 +60,7 @@ class Script(Protocol):
         self.place: Vector | None = None
         self.array: Vector = np.zeros(NUMEL, dtype=np.float32)
         self.cost_s = 0.0
+        self.admitted: Callable[[type | None], bool] = lambda kind: True
 
     def _note(self, name: str, *arguments: Any) -> list[Action]:
         self.calls.put((name, *arguments))
@@ -83,6 +84,12 @@ class Script(Protocol):
 
     def deadline(self) -> float:
         return self.due
+
+    def admits(self, link: bytes, kind: type | None, now: float) -> bool:
+        return self.admitted(kind)
+
+    def on_unread(self, link: bytes, now: float) -> list[Action]:
+        return self._note("unread", link)
 
     def on_up(self, link: bytes, message: m.UpMessage, now: float, key: str | None = None) -> list[Action]:
         return self._note("up", link, message)
@@ -381,6 +388,32 @@ def test_a_flood_keeps_nobody_from_being_served(stage: Stage) -> None:
             break
     assert set(place) == {"gate", "up"}
     assert max(place.values()) < count
+
+
+def test_what_is_not_admitted_is_read_away_slowly_and_costs_nobody_else(stage: Stage) -> None:
+    """A flood of 2000 refused messages: none reaches the protocol, the ROUTER rests in between, and an honest message overtakes them."""
+    stage.script.admitted = lambda kind: kind is not m.Fetch
+    stage.start()
+    flood, good = stage.dealer(), stage.dealer()
+    flood.setsockopt(zmq.SNDHWM, 0)
+    count, frame = 2000, codec.encode(FETCH)
+    for number in range(count):
+        flood.send_multipart([frame, b"surplus"] if number % 10 == 0 else [frame])
+    stage.script.expect("unread")
+    began = time.monotonic()
+    good.send(codec.encode(LEAVE))
+    before = 0
+    while (call := stage.script.calls.get(timeout=LIMIT_S))[0] != "up":
+        before += call[0] == "unread"
+    assert call[2] == LEAVE
+    assert before < count / 2
+    counters = ProxyCounters()
+    while counters.rate_limited < count:
+        counters = stage.mail(ProxyCounters)
+    assert time.monotonic() - began > (count - before) / 2 * REST_S / 2, "two a rest, and a rest now and then is not due to them"
+    assert counters.rate_limited == count
+    assert (counters.messages_received, counters.bad_frames) == (count + 1, 0)
+    assert stage.script.cost_s < counters.cpu_s / 2, "what strangers cost is not gossip's share"
 
 
 def test_a_peer_that_vanishes_is_a_lost_link(stage: Stage) -> None:

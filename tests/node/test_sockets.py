@@ -10,7 +10,7 @@ import pytest
 import zmq
 
 from tests.node.conftest import poll, receive
-from zpala.gossip.codec import UP_MAX
+from zpala.gossip.codec import DOWN_HEADER_MAX, UP_MAX
 from zpala.node import sockets
 from zpala.node.sockets import Context, Socket
 
@@ -133,6 +133,20 @@ def test_the_up_limit_is_exact_and_an_oversize_frame_costs_only_its_sender(
     monitor.close()
     send_when_connected(dealer, b"good")
     assert receive(served)[1] == b"good"
+
+
+def test_the_limit_of_a_dealer_is_exact(router: tuple[Socket, int], dealer: Socket) -> None:
+    served, limit = router[0], PAYLOAD_BYTES + DOWN_HEADER_MAX + sockets.CURVE_OVERHEAD_BYTES
+    send_when_connected(dealer, b"hello")
+    link = receive(served)[0]
+    served.send_multipart([link, b"x" * limit])
+    assert len(receive(dealer)[0]) == limit
+    monitor = dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+    served.send_multipart([link, b"x" * (limit + 1)])
+    poll(monitor)
+    assert not dealer.poll(0)
+    dealer.disable_monitor()
+    monitor.close()
 
 
 def test_who_connects_and_says_nothing_is_dropped(router: tuple[Socket, int]) -> None:

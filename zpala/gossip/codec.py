@@ -195,6 +195,7 @@ _PACK = {
     for cls, (number, kind) in TABLE.items()
 }
 _NAMES = {number: cls.__name__ for cls, (number, _) in TABLE.items()}
+_UP_TYPES = {number: cls for cls, (number, _) in TABLE.items() if cls in _UP_CLASSES}
 _UP = {number: kind.unpack for cls, (number, kind) in TABLE.items() if cls in _UP_CLASSES}
 _DOWN = {number: kind.unpack for cls, (number, kind) in TABLE.items() if cls not in _UP_CLASSES}
 
@@ -223,6 +224,11 @@ def decode_up(frame: bytes | memoryview) -> m.UpMessage:
 def decode_down(frame: bytes | memoryview) -> m.DownMessage:
     """The complete message of one down header (ROUTER to DEALER). Raises ProtocolError for anything else."""
     return cast(m.DownMessage, _decode(frame, DOWN_HEADER_MAX, _DOWN))
+
+
+def claimed_type(frame: bytes | memoryview) -> type | None:
+    """The class of message that an up frame claims to be, without a look at anything else; None: nothing that travels up."""
+    return _UP_TYPES.get(frame[5]) if len(frame) > _FIXED.size else None
 
 
 def _decode(frame: bytes | memoryview, limit: int, unpackers: dict[int, Any]) -> Any:

@@ -9,6 +9,7 @@ any more. Left to the parts, each unaware of the others but for what it is hande
     adoption                 states given and taken       aftermath, divergence   what follows from how one ended
     finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
     slowness                 who is not waited for        load                    how busy this node is
+    limits                   how much a link may say
 
 ``run`` and ``membership`` are the records that they share; ``neighbourhood`` answers who of the members counts. Long because it is the one
 switchboard of all events; each method is short.
@@ -16,7 +17,8 @@ switchboard of all events; each method is short.
 How the proxy uses it::
 
     actions = protocol.start(now)                                   # carry them out in order; the same after every call below
-    ROUTER frame:   on_up(routing_id, codec.decode_up(frame), now, key)       # key: whose the connection was authenticated to be
+    ROUTER frame:   admits(routing_id, codec.claimed_type(frame), now)        # False: on_unread(routing_id, now), and nothing else
+                    on_up(routing_id, codec.decode_up(frame), now, key)       # key: whose the connection was authenticated to be
     DEALER frame:   message = codec.decode_down(header)
                     array = protocol.receive_buffer(line, message)  # None: discard the payload
                     nbytes = recv_into(array)                       # the true size of the last frame
@@ -49,6 +51,7 @@ from zpala.gossip.formation import Formation
 from zpala.gossip.heartbeats import Heartbeats
 from zpala.gossip.hosts import HostList
 from zpala.gossip.leaving import Leaving
+from zpala.gossip.limits import LinkLimits
 from zpala.gossip.load import Load
 from zpala.gossip.membership import ACTIVE, ENDED, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import (
@@ -97,6 +100,7 @@ COUNTERS = (
     "foreign_offers",
     "foreign_run",
     "bad_frames",
+    "rate_limited",
     "links_lost",
 )
 
@@ -202,6 +206,7 @@ class Protocol:
         self._drain = Drain(settings.drain_s, settings.drain_distance)
         self._pacing = Pacing(settings.max_share, rng, now)
         self._load = Load(now)
+        self._limits = LinkLimits()
         self._offering = Offering(
             run=self._run,
             membership=self._membership,
@@ -370,6 +375,22 @@ class Protocol:
 
     # ---- from the network -------------------------------------------------------------------------------------------------------------
 
+    def admits(self, link: bytes, kind: type | None, now: float) -> bool:
+        """Whether a message of ``link`` on my ROUTER, which claims to be a ``kind``, is to be decoded; if not: ``on_unread``."""
+        return self._limits.admits(link, kind, self._membership.of_link(link) is not None, now)
+
+    def on_unread(self, link: bytes, now: float) -> list[Action]:
+        """A message was dropped because ``link`` says too much. It is as good as lost, and costs as little as it can."""
+        self._counters["rate_limited"] += 1
+        count = self._counters["rate_limited"]
+        if count in (1, 1000) or count % 1_000_000 == 0:
+            member = self._membership.of_link(link)
+            source = "a stranger" if member is None else self._hosts[member.line].name
+            self._out.log("warning", f"{source} sends too much, or too much that is wrong: message number {count} is dropped unread")
+        if self._limits.complains(link, now):
+            self._out.add(SendDown(link, Nack(code="limit")))
+        return self._out.take()
+
     def on_up(self, link: bytes, message: UpMessage, now: float, key: str | None = None) -> list[Action]:
         """A message arrived on my ROUTER from the DEALER with routing id ``link``.
 
@@ -493,6 +514,7 @@ class Protocol:
                 source = "a stranger" if line is None else self._hosts[line].name
                 self._out.log("warning", f"bad frame number {self._counters['bad_frames']}, from {source}: {clip(str(error))}")
             if link is not None:
+                self._limits.strike(link, now)
                 self._out.add(SendDown(link, Nack(code="bad_message", detail=clip(str(error)))))
         return self._settle(now)
 

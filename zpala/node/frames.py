@@ -27,10 +27,13 @@ _LOST: Final = (zmq.EAGAIN, zmq.EHOSTUNREACH)  # the peer takes no more, or has 
 
 
 class Up(NamedTuple):
-    """What one read of the ROUTER gave: the message, or why it is none. ``nbytes``: everything that came. ``key``: as whose it came."""
+    """What one read of the ROUTER gave: the message, why it is none, or None: it was not admitted.
+
+    ``nbytes``: everything that came. ``key``: as whose it came.
+    """
 
     link: bytes
-    message: m.UpMessage | codec.ProtocolError
+    message: m.UpMessage | codec.ProtocolError | None
     nbytes: int
     key: str | None = None
 
@@ -50,8 +53,8 @@ class FrameReader:
         self._authenticated = authenticated
         self._header = bytearray(max(codec.UP_MAX, codec.DOWN_HEADER_MAX) + 1)  # one more: what is longer is refused, not truncated
 
-    def read_up(self, router: Socket) -> Up | None:
-        """The next message of a ROUTER; None when there is none."""
+    def read_up(self, router: Socket, admits: Callable[[bytes, type | None], bool] = lambda link, kind: True) -> Up | None:
+        """The next message of a ROUTER; None when there is none. ``admits`` (link, claimed type) says whether it is looked at."""
         key: str | None = None
         try:
             if self._authenticated:
@@ -63,7 +66,9 @@ class FrameReader:
             return None
         size = router.recv_into(self._header) if router.rcvmore else 0
         has_surplus = bool(router.rcvmore)
-        nbytes = size + _drain(router)
+        nbytes = size + _drain(router) if has_surplus else size
+        if not admits(link, codec.claimed_type(memoryview(self._header)[:size])):
+            return Up(link, None, nbytes, key)
         try:
             if has_surplus:
                 raise codec.ProtocolError("limit", f"an up message of more than one frame, {nbytes} bytes")

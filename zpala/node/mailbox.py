@@ -68,6 +68,7 @@ class ProxyCounters:
     bytes_received: int = 0
     sends_lost: int = 0
     bad_frames: int = 0
+    rate_limited: int = 0  # messages dropped unread: their link said too much
     redials: int = 0
     keys_denied: int = 0  # connections refused because of their keys
     handshakes_failed: int = 0  # others that ended before they were connections; those of this node itself are counted only with keys

@@ -3,6 +3,10 @@
 Owned by the thread: the order of things within a turn, the mail that waits for the learner, the zero-copy sends under way. The sockets are
 made and closed by ``proxy``; frames are taken apart by ``frames``; nothing is decided here. Every send is DONTWAIT; one that fails is lost
 and the protocol retransmits. No turn waits for anybody, and each socket has at most ``MESSAGES_PER_TURN`` messages of it.
+
+What a link says too much is read away, not left lying: libzmq reads links in turn, and what is left lying would hold up everybody's
+messages. But not as fast as it comes, or a flood would take a core. Once a link has been refused twice in a turn the ROUTER rests for
+``REST_S``: so each link of a flood is read once or twice in that time, and an honest message comes that much later.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 POLL_MAX_S: Final = 0.1
 TRACKER_POLL_S: Final = 0.02  # how soon the end of a zero-copy send is noticed while nothing else happens
 MESSAGES_PER_TURN: Final = 32  # of one socket, before the others have their turn
+REST_S: Final = 0.001
 COUNTERS_INTERVAL_S: Final = 1.0
 LEAVE_LIMIT_S: Final = 1.5  # a node that is told to leave says LEAVE within about a second
 
@@ -73,6 +78,8 @@ class ProxyLoop:
         self._has_left = False  # it has said so
         self._counters_due = clock()
         self._tally = _Tally()
+        self._rests_until: float | None = None  # the ROUTER is not polled
+        self._unread_s = 0.0  # CPU time of this turn for messages that were not admitted
 
     def run(self, control: WorkerControl) -> None:
         """Runs until the stop message, and then, unless the protocol has taken its leave, until it has or ``LEAVE_LIMIT_S`` is over."""
@@ -90,18 +97,25 @@ class ProxyLoop:
             self._poll_and_turn()
 
     def _poll_and_turn(self) -> None:
+        if self._rests_until is not None and self._clock() >= self._rests_until:
+            self._rests_until = None
+            self._poller.register(self._router, zmq.POLLIN)
         ready = dict(self._poller.poll(self._poll_timeout_ms()))
         began, cpu_began_s = self._clock(), time.thread_time()
         self._turn(ready)
         spent_s = time.thread_time() - cpu_began_s
         now = self._clock()
-        self._perform(self._protocol.on_cost(spent_s, now))
+        self._perform(self._protocol.on_cost(max(0.0, spent_s - self._unread_s), now))  # or a flood would stop this node's own offers
+        self._unread_s = 0.0
         self._tally.cpu_s += spent_s
         self._tally.loop_gap_max_s = max(self._tally.loop_gap_max_s, now - began)
         self._post(now)
 
     def _poll_timeout_ms(self) -> int:
-        wait_s = min(self._protocol.deadline() - self._clock(), TRACKER_POLL_S if self._in_flight else POLL_MAX_S)
+        now = self._clock()
+        wait_s = min(self._protocol.deadline() - now, TRACKER_POLL_S if self._in_flight else POLL_MAX_S)
+        if self._rests_until is not None:
+            wait_s = min(wait_s, self._rests_until - now)
         return max(0, math.ceil(wait_s * 1000))
 
     def _turn(self, ready: Mapping[object, int]) -> None:
@@ -154,15 +168,36 @@ class ProxyLoop:
     # ---- from the network
 
     def _read_router(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            up = self._reader.read_up(self._router)
+        began_s, unread_before = time.thread_time(), self._tally.rate_limited
+        read = self._read_ups()
+        unread = self._tally.rate_limited - unread_before
+        if unread:
+            self._unread_s += (time.thread_time() - began_s) * unread / read
+
+    def _read_ups(self) -> int:
+        """How many it were."""
+        refused: set[bytes] = set()
+        for number in range(MESSAGES_PER_TURN):
+            up = self._reader.read_up(self._router, self._admits)
             if up is None:
-                return
+                return number
             self._tally.received(up.nbytes)
-            if isinstance(up.message, codec.ProtocolError):
+            if up.message is None:
+                self._tally.rate_limited += 1
+                self._perform(self._protocol.on_unread(up.link, self._clock()))
+                if up.link in refused:
+                    self._rests_until = self._clock() + REST_S
+                    self._poller.unregister(self._router)
+                    return number + 1
+                refused.add(up.link)
+            elif isinstance(up.message, codec.ProtocolError):
                 self._refuse(None, up.link, up.message)
             else:
                 self._perform(self._protocol.on_up(up.link, up.message, self._clock(), up.key))
+        return MESSAGES_PER_TURN
+
+    def _admits(self, link: bytes, kind: type | None) -> bool:
+        return self._protocol.admits(link, kind, self._clock())
 
     def _read_dealer(self, line: int, dealer: sockets.Socket) -> None:
         for _ in range(MESSAGES_PER_TURN):
@@ -255,6 +290,7 @@ class _Tally:
     bytes_received: int = 0
     sends_lost: int = 0
     bad_frames: int = 0
+    rate_limited: int = 0
     loop_gap_max_s: float = 0.0
     cpu_s: float = 0.0
 
@@ -276,6 +312,7 @@ class _Tally:
             bytes_received=self.bytes_received,
             sends_lost=self.sends_lost,
             bad_frames=self.bad_frames,
+            rate_limited=self.rate_limited,
             redials=links.redials,
             keys_denied=admission.denied,
             handshakes_failed=links.refusals.count + admission.failed,

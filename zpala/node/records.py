@@ -42,6 +42,7 @@ def gossip_row(port: GossipPort, report: Report, env_steps: int) -> Row:
         "gossip/slow": len(view.slow),
         "gossip/deltas_applied": port.deltas_applied,
         "gossip/deltas_dropped": port.deltas_dropped,
+        "gossip/rate_limited": port.counters.rate_limited,
         "gossip/keys_denied": port.counters.keys_denied,
         "gossip/handshakes_failed": port.counters.handshakes_failed,
         "phase": view.phase,

@@ -183,7 +183,7 @@ class Network:
         target = self._nodes[line]
         if target.alive and target.started:
             self.replayed += 1
-            self._clock.give(target, lambda: target.do(target.protocol.on_up(identity, message, self._clock.now)))
+            self._clock.give(target, lambda: target.hear(identity, message))
 
     # ---- messages ---------------------------------------------------------------------------------------------------------------------
 
@@ -267,7 +267,7 @@ class Network:
         target = connection.target
         if connection.up and target.alive:
             self._heard.append((connection.identity, target.line, message))
-            self._clock.give(target, lambda: target.do(target.protocol.on_up(connection.identity, message, self._clock.now)))
+            self._clock.give(target, lambda: target.hear(connection.identity, message))
 
     def _deliver_down(self, connection: Connection, message: DownMessage, content: Vector | None) -> None:
         source, line = connection.source, connection.target.line

@@ -13,7 +13,7 @@ from zpala.gossip.actions import Action, Dial, Hangup, Log, SendDown, SendUp, To
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import Drained, Fatal, Published
 from zpala.gossip.exchange_state import Ending, Step
-from zpala.gossip.messages import Accept, ExchangeId, Offer, SnapshotDescription
+from zpala.gossip.messages import Accept, ExchangeId, Offer, SnapshotDescription, UpMessage
 from zpala.sim.learner import Learner
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class SimulatedNode:
             else:
                 self.logs.append(action)
         self._arm()
+
+    def hear(self, link: bytes, message: UpMessage) -> None:
+        """A message has come to its ROUTER."""
+        protocol, now = self.protocol, self.cluster.now
+        admitted = protocol.admits(link, type(message), now)
+        self.do(protocol.on_up(link, message, now) if admitted else protocol.on_unread(link, now))
 
     def _arm(self) -> None:
         due = max(self.protocol.deadline(), self.cluster.now)
