@@ -134,6 +134,12 @@ class GossipConfig(Section):
         4.0, ge=0, description="max_lead waits for no peer whose updates take this many times the median's for 30 s; 0: for every peer."
     )
     gate_limit_s: float = Field(6.0, gt=0, description="No wait in the gate lasts longer.")
+    max_sessions: int = Field(
+        16,
+        ge=4,
+        description="In a longer hosts.txt: peers that a node has sessions with at a time, drawn anew over time.",
+    )
+    redraw_s: float = Field(10.0, gt=0, description="About how often one of them is given up for another.")
     partner: Literal["uniform", "load"] = Field("uniform", description="Whom to ask: any neighbour alike, or of two the less busy one.")
     mixing_weight: float = Field(0.5, gt=0, le=0.5, description="w of x += w (peer - own).")
     initial: Literal["adopt", "own"] = Field("adopt", description="adopt: all start from one node's parameters.")

@@ -156,7 +156,7 @@ def test_a_state_of_another_kind_is_refused(change: str) -> None:
             version=meta.version,
             optimizer_steps=0,
             parts=parts,
-            counters=(),
+            digest=(),
         )
         accepted.append(meta)
         original(member, wrong, nonce, now)

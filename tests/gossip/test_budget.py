@@ -10,29 +10,30 @@ from hypothesis import strategies as st
 
 from zpala.gossip import budget
 from zpala.gossip.budget import BudgetCounter
-from zpala.gossip.messages import Counter
+from zpala.gossip.messages import AGE_UNKNOWN, DigestEntry
 
 QUICK = settings(max_examples=150, deadline=None, derandomize=True, database=None)
-entries = st.lists(st.builds(Counter, st.integers(0, 3), st.integers(1, 2), st.integers(0, 50)), max_size=12)
+_entry = st.builds(DigestEntry, st.integers(0, 3), st.integers(1, 2), st.integers(0, 50), st.just(AGE_UNKNOWN), st.just(0))
+entries = st.lists(_entry, max_size=12)
 
 
 @QUICK
 @given(entries)
-def test_total_is_the_sum_of_maxima_in_any_order(news: list[Counter]) -> None:
+def test_total_is_the_sum_of_maxima_in_any_order(news: list[DigestEntry]) -> None:
     best: dict[tuple[int, int], int] = {}
-    for line, incarnation, env_steps in news:
+    for line, incarnation, env_steps, _, _ in news:
         best[line, incarnation] = max(env_steps, best.get((line, incarnation), 0))
     forward, backward = BudgetCounter(1000), BudgetCounter(1000)
     forward.merge(news)
     for counter in reversed(news + news):
         backward.merge([counter])
     assert forward.total() == backward.total() == sum(best.values())
-    assert set(forward.entries()) == set(backward.entries()) == {Counter(*key, steps) for key, steps in best.items()}
+    assert set(forward.entries()) == set(backward.entries()) == {DigestEntry(*key, steps) for key, steps in best.items()}
 
 
 @QUICK
 @given(st.lists(entries, max_size=6), st.integers(1, 300))
-def test_total_and_progress_never_fall(heartbeats: list[list[Counter]], total: int) -> None:
+def test_total_and_progress_never_fall(heartbeats: list[list[DigestEntry]], total: int) -> None:
     counter = BudgetCounter(total)
     before = (0, 0.0)
     for heartbeat in heartbeats:
@@ -62,13 +63,13 @@ def test_own_entry_only_grows_and_a_restart_is_a_new_entry() -> None:
     assert counter.total() == 40
     counter.set_own(2, 11, 5)
     assert counter.total() == 45
-    assert counter.entries() == (Counter(2, 11, 5), Counter(2, 10, 40))
+    assert counter.entries() == [DigestEntry(2, 11, 5), DigestEntry(2, 10, 40)]
 
 
 def test_an_echo_of_the_own_entry_counts_once() -> None:
     counter = BudgetCounter(1000)
     counter.set_own(0, 1, 40)
-    assert not counter.merge([Counter(0, 1, 35), Counter(0, 1, 40)])
+    assert not counter.merge([DigestEntry(0, 1, 35), DigestEntry(0, 1, 40)])
     assert counter.total() == 40
 
 
@@ -81,30 +82,30 @@ def test_a_budget_is_positive(total: int) -> None:
 def test_more_entries_than_fit_are_told_in_turn() -> None:
     counter = BudgetCounter(10**6)
     counter.set_own(7, 1, 1)
-    counter.merge(Counter(line, 9, line) for line in range(100))
-    told: set[Counter] = set()
+    counter.merge(DigestEntry(line, 9, line) for line in range(100))
+    told: set[DigestEntry] = set()
     for _ in range(2):
         heartbeat = counter.entries(limit=64)
         assert len(heartbeat) == len(set(heartbeat)) == 64
-        assert heartbeat[0] == Counter(7, 1, 1)
+        assert heartbeat[0] == DigestEntry(7, 1, 1)
         told |= set(heartbeat)
     assert len(told) == 101
 
 
 def test_entries_that_fit_are_told_every_time() -> None:
     counter = BudgetCounter(10**6)
-    counter.merge(Counter(line, 9, 1) for line in range(64))
-    assert counter.entries() == counter.entries() == tuple(Counter(line, 9, 1) for line in range(64))
+    counter.merge(DigestEntry(line, 9, 1) for line in range(64))
+    assert counter.entries() == counter.entries() == [DigestEntry(line, 9, 1) for line in range(64)]
     assert len(counter.entries(limit=1)) == 1
-    assert counter.entries(limit=0) == ()
+    assert counter.entries(limit=0) == []
 
 
 def test_the_table_is_bounded_and_the_own_entry_always_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "ENTRIES_MAX", 3)
     counter = BudgetCounter(100)
-    counter.merge(Counter(1, incarnation, 1) for incarnation in range(5))
+    counter.merge(DigestEntry(1, incarnation, 1) for incarnation in range(5))
     assert (counter.total(), counter.refused) == (3, 2)
-    counter.merge([Counter(1, 0, 2)])
+    counter.merge([DigestEntry(1, 0, 2)])
     assert counter.total() == 4
     counter.set_own(0, 1, 10)
     assert (counter.total(), counter.refused) == (14, 2)
@@ -115,8 +116,8 @@ def test_rate_is_growth_over_time() -> None:
     counter.set_own(0, 1, 0)
     assert counter.rate(10.0) == 0.0
     counter.set_own(0, 1, 500)
-    counter.merge([Counter(1, 1, 100)])
-    counter.merge([Counter(1, 1, 400)])
+    counter.merge([DigestEntry(1, 1, 100)])
+    counter.merge([DigestEntry(1, 1, 400)])
     assert counter.rate(12.0) == pytest.approx((500 + 300) / 2)
 
 
@@ -133,7 +134,7 @@ def test_rate_forgets_what_is_older_than_the_window() -> None:
 def test_adopting_an_old_run_is_no_speed() -> None:
     counter = BudgetCounter(10**7)
     counter.rate(0.0)
-    counter.merge([Counter(0, 1, 10**6), Counter(1, 1, 10**6)])
+    counter.merge([DigestEntry(0, 1, 10**6), DigestEntry(1, 1, 10**6)])
     assert counter.rate(1.0) == 0.0
 
 
@@ -151,10 +152,10 @@ def test_rate_may_be_asked_often() -> None:
 def test_counts_that_cannot_be_true_are_refused() -> None:
     counter = BudgetCounter(1000)
     counter.set_own(0, 7, 10)
-    counter.merge([Counter(1, 1, 2**50), Counter(1, 2, 2**50 + 1), Counter(2, 1, 2**64 - 1)])
+    counter.merge([DigestEntry(1, 1, 2**50), DigestEntry(1, 2, 2**50 + 1), DigestEntry(2, 1, 2**64 - 1)])
     assert counter.total() == 10 + 2**50
     assert counter.refused == 2
-    counter.merge([Counter(0, 7, 500)])  # my own: I know better
+    counter.merge([DigestEntry(0, 7, 500)])  # my own: I know better
     assert counter.total() == 10 + 2**50
-    counter.merge([Counter(0, 6, 500)])  # my predecessor's
+    counter.merge([DigestEntry(0, 6, 500)])  # my predecessor's
     assert counter.total() == 510 + 2**50

@@ -37,7 +37,8 @@ CONDITION = m.Condition(
 )
 XID = m.ExchangeId(line=3, incarnation=1_700_000_000_000_000_000, number=77)
 SNAPSHOT = m.SnapshotDescription(version=4711, nbytes=6_772_608, checksum=0xFEDCBA9876543210, square_norm=123.5)
-COUNTERS = (m.Counter(0, 1_700_000_000_000_000_000, 1000), m.Counter(255, U64_MAX, U64_MAX))
+DIGEST = (m.DigestEntry(0, 1_700_000_000_000_000_000, 1000, 0, 8), m.DigestEntry(65535, U64_MAX, U64_MAX))
+EARLIER_DIGEST = (m.DigestEntry(0, 1_700_000_000_000_000_000, 1000), m.DigestEntry(255, U64_MAX, U64_MAX))
 PARTS = (m.StatePart(name="parameters", nbytes=64, checksum=1), m.StatePart(name="square_average", nbytes=64, checksum=2))
 NONCE = b"\x00\x01\x02\x03\xfc\xfd\xfe\xff"
 SESSION = 2**63 + 1
@@ -46,7 +47,7 @@ SAMPLES: dict[str, m.Message] = {
     "hello": m.Hello(
         node="gpu1", line=3, incarnation=9, nonce=NONCE, agreement={"environment": "CartPole-v1", "network": "mlp ä"}, condition=CONDITION
     ),
-    "heartbeat": m.Heartbeat(session=SESSION, nonce=NONCE, condition=CONDITION, counters=COUNTERS),
+    "heartbeat": m.Heartbeat(session=SESSION, nonce=NONCE, condition=CONDITION, digest=DIGEST),
     "offer": m.Offer(session=SESSION, xid=XID, snapshot=SNAPSHOT),
     "fetch": m.Fetch(session=SESSION, xid=XID),
     "ok": m.Ok(session=SESSION, xid=XID, ask=True),
@@ -54,13 +55,14 @@ SAMPLES: dict[str, m.Message] = {
     "state_request": m.StateRequest(session=SESSION),
     "state_fetch": m.StateFetch(session=SESSION, state_id=5, part=1),
     "leave": m.Leave(session=SESSION, incarnation=9, reason="budget"),
+    "part": m.Part(session=SESSION),
     "welcome": m.Welcome(session=SESSION, node="[::1]:5670", line=0, incarnation=8, version=1, nonce=b"", condition=CONDITION),
     "reject": m.Reject(code="agreement", field="seed", mine="1", yours="2", fatal=True, known_incarnation=8),
     "nack": m.Nack(code="no_session", detail="say HELLO"),
     "accept": m.Accept(session=SESSION, xid=XID, snapshot=SNAPSHOT),
     "busy": m.Busy(session=SESSION, xid=XID, reason="engaged"),
     "data": m.Data(session=SESSION, xid=XID, snapshot=SNAPSHOT, ok=True),
-    "state_meta": m.StateMeta(session=SESSION, state_id=5, nonce=NONCE, version=4711, optimizer_steps=12, parts=PARTS, counters=COUNTERS),
+    "state_meta": m.StateMeta(session=SESSION, state_id=5, nonce=NONCE, version=4711, optimizer_steps=12, parts=PARTS, digest=DIGEST),
     "state_data": m.StateData(session=SESSION, state_id=5, part=1, nbytes=64, checksum=2),
 }
 UP = {name: sample for name, sample in SAMPLES.items() if isinstance(sample, get_args(m.UpMessage))}
@@ -112,7 +114,16 @@ def test_a_node_that_does_not_tell_the_time_of_an_update_is_understood(name: str
     """Frames from before ``Condition.update_s`` existed: everything else is as before, and the time is not known."""
     sample: Any = SAMPLES[name]
     earlier = decode(sample, (WIRE / "earlier" / f"{name}.bin").read_bytes())
-    assert earlier == dataclasses.replace(sample, condition=dataclasses.replace(CONDITION, update_s=0.0))
+    told = {"digest": EARLIER_DIGEST} if name == "heartbeat" else {}
+    assert earlier == dataclasses.replace(sample, condition=dataclasses.replace(CONDITION, update_s=0.0), **told)
+
+
+@pytest.mark.parametrize("name", ["heartbeat", "state_meta"])
+def test_a_node_that_tells_no_ages_is_understood(name: str) -> None:
+    """Frames from when an entry of a digest was three numbers: the counts are there, and nobody is taken to be alive for them."""
+    earlier: Any = decode(SAMPLES[name], (WIRE / "earlier" / f"{name}_without_ages.bin").read_bytes())
+    assert earlier.digest == EARLIER_DIGEST
+    assert {entry.age for entry in EARLIER_DIGEST} == {m.AGE_UNKNOWN}
 
 
 def test_every_message_has_a_sample_and_a_fixture() -> None:
@@ -305,8 +316,8 @@ def snapshot(**changes: Any) -> m.Offer:
     return m.Offer(session=1, xid=XID, snapshot=dataclasses.replace(SNAPSHOT, **changes))
 
 
-def counters(count: int) -> tuple[m.Counter, ...]:
-    return tuple(m.Counter(index, 1, 1) for index in range(count))
+def digest(count: int) -> tuple[m.DigestEntry, ...]:
+    return tuple(m.DigestEntry(index, 1, 1) for index in range(count))
 
 
 def parts(count: int) -> tuple[m.StatePart, ...]:
@@ -356,9 +367,9 @@ EDGES: list[tuple[str, m.Message, m.Message]] = [
     ("SnapshotDescription.checksum", snapshot(checksum=U64_MAX), snapshot(checksum=U64_MAX + 1)),
     ("SnapshotDescription.square_norm", snapshot(square_norm=0.0), snapshot(square_norm=math.nan)),
     (
-        "Heartbeat.counters",
-        changed("heartbeat", counters=counters(codec.COUNTERS_MAX)),
-        changed("heartbeat", counters=counters(codec.COUNTERS_MAX + 1)),
+        "Heartbeat.digest",
+        changed("heartbeat", digest=digest(codec.DIGEST_MAX)),
+        changed("heartbeat", digest=digest(codec.DIGEST_MAX + 1)),
     ),
     ("StateMeta.parts", changed("state_meta", parts=parts(codec.PARTS_MAX)), changed("state_meta", parts=parts(codec.PARTS_MAX + 1))),
     ("StateFetch.part", changed("state_fetch", part=codec.PARTS_MAX - 1), changed("state_fetch", part=codec.PARTS_MAX)),
@@ -402,7 +413,7 @@ def test_limits_of_fields_when_receiving(field: str, inside: m.Message, beyond: 
     assert (error.code, field in error.detail) in {("field", True), ("msgpack", False)}
 
 
-WRONG_VALUES: list[object] = [
+WRONG_VALUES: list[Any] = [
     None,
     True,
     -1,
@@ -437,8 +448,13 @@ def test_a_wrong_type_in_any_field_names_the_field(name: str) -> None:
                 assert outcome.code == "field"
                 assert f"{type(sample).__name__}.{attribute}" in outcome.detail
             else:
-                assert raw_fields(getattr(outcome, attribute)) == value
+                assert raw_fields(getattr(outcome, attribute)) == ([_whole(one) for one in value] if attribute == "digest" else value)
     assert refused >= 10 * len(fields_of(sample))
+
+
+def _whole(entry: list[int]) -> list[int]:
+    """An entry of a digest with what an earlier version leaves out."""
+    return entry + [m.AGE_UNKNOWN, 0][len(entry) - 3 :]
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[31m", "a\x00", "\u202e", "\x7f"])

@@ -151,7 +151,7 @@ def test_a_file_without_a_node_is_refused_with_an_example(text: str) -> None:
 
 
 def test_number_of_nodes() -> None:
-    lines = [f"10.0.0.1:{port}" for port in range(1, LINES_MAX + 2)]
+    lines = [f"10.{index >> 16}.{index >> 8 & 255}.{index & 255}:5670" for index in range(LINES_MAX + 1)]
     assert len(parse_hosts("\n".join(lines[:LINES_MAX]), "h")) == LINES_MAX
     with pytest.raises(HostsError, match=f"h:{LINES_MAX + 1}: node number {LINES_MAX + 1}; a run has at most {LINES_MAX} nodes"):
         parse_hosts("\n".join(lines), "h")

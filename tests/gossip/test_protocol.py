@@ -18,8 +18,8 @@ from zpala.gossip.membership import Phase
 from zpala.gossip.messages import (
     Abort,
     Condition,
-    Counter,
     Data,
+    DigestEntry,
     ExchangeId,
     Fetch,
     Heartbeat,
@@ -284,7 +284,8 @@ def test_counters_are_merged_by_maximum_and_end_the_run() -> None:
     condition = Condition(phase="running", updates=21)
 
     def beat(steps: int, now: float) -> list[Any]:
-        heartbeat = Heartbeat(session=session, nonce=b"nonce...", condition=condition, counters=(Counter(1, 7, steps), Counter(5, 3, 10)))
+        digest = (DigestEntry(1, 7, steps), DigestEntry(5, 3, 10))
+        heartbeat = Heartbeat(session=session, nonce=b"nonce...", condition=condition, digest=digest)
         return protocol.on_up(b"x", heartbeat, now)
 
     beat(700_000, 0.6)
@@ -300,8 +301,8 @@ def test_counters_are_merged_by_maximum_and_end_the_run() -> None:
 def test_steps_of_another_run_do_not_count(nonce: bytes, phase: str) -> None:
     """A newcomer has heard of yesterday's run and tells of it before it joins today's."""
     protocol, session = alone_with_a_session()
-    counters = (Counter(5, 3, 10**9),)
-    foreign = Heartbeat(session=session, nonce=nonce, condition=Condition(phase=phase), counters=counters)
+    digest = (DigestEntry(5, 3, 10**9),)
+    foreign = Heartbeat(session=session, nonce=nonce, condition=Condition(phase=phase), digest=digest)
     views = [
         action.event for action in protocol.on_up(b"x", foreign, 0.6) if isinstance(action, ToLearner) and isinstance(action.event, View)
     ]
@@ -317,7 +318,7 @@ def test_what_was_heard_of_a_run_that_could_not_be_joined_is_forgotten() -> None
     (welcome,) = of_type(protocol.on_up(b"x", hello(**old, condition=running), 0.1), Welcome)
     protocol.on_down(0, Welcome(session=5, node="n0", version=1, condition=running, **old), None, 0.2)
     assert protocol.nonce == b"old run."
-    heartbeat = Heartbeat(session=welcome.session, nonce=b"old run.", condition=running, counters=(Counter(0, 7, 999),))
+    heartbeat = Heartbeat(session=welcome.session, nonce=b"old run.", condition=running, digest=(DigestEntry(0, 7, 999),))
     protocol.on_up(b"x", heartbeat, 0.4)
     assert protocol._budget.total() == 999
     protocol.on_up(b"x", Leave(session=welcome.session, incarnation=7, reason="stop"), 0.5)

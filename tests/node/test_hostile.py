@@ -520,7 +520,7 @@ def down_frames(session: int) -> list[bytes]:
         m.Accept(session=session, xid=XID, snapshot=snapshot),
         m.Busy(session=session, xid=XID, reason="engaged"),
         m.Data(session=session, xid=XID, snapshot=snapshot, ok=True),
-        m.StateMeta(session=session, state_id=1, nonce=b"", version=1, optimizer_steps=0, parts=(part,), counters=()),
+        m.StateMeta(session=session, state_id=1, nonce=b"", version=1, optimizer_steps=0, parts=(part,), digest=()),
         m.StateData(session=session, state_id=1, part=0, nbytes=4 * NUMEL, checksum=7),
     ]
     return [codec.encode(message) for message in said]

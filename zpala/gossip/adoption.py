@@ -19,7 +19,7 @@ from zpala.gossip.actions import Outbox, Payload, SendDown, SendUp
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import AdoptState, CaptureState, StateCaptured
 from zpala.gossip.membership import Member
-from zpala.gossip.messages import Counter, StateData, StateFetch, StateMeta, StatePart, StateRequest
+from zpala.gossip.messages import DigestEntry, StateData, StateFetch, StateMeta, StatePart, StateRequest
 from zpala.gossip.mixing import checksum, square_norm
 from zpala.gossip.settings import GossipSettings
 
@@ -207,11 +207,11 @@ class Donor:
         """The learner has the parts."""
         return self._capturing
 
-    def on_request(self, member: Member, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+    def on_request(self, member: Member, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
         if self._capturing:
             self._waiting[member.line] = member
         elif self._captured is not None and now - self._captured_at < FRESH_S:
-            self._send_meta(member, nonce, counters, now)
+            self._send_meta(member, nonce, digest, now)
         elif not self._busy(now):
             self._waiting[member.line] = member
             self.capture()
@@ -238,7 +238,7 @@ class Donor:
         self._transfers = {line: at for line, at in self._transfers.items() if now - at < limit_s}
         return bool(self._transfers) or self.in_flight > 0
 
-    def on_captured(self, captured: StateCaptured, nonce: bytes, counters: tuple[Counter, ...], now: float) -> bool:
+    def on_captured(self, captured: StateCaptured, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> bool:
         """True when this is the state that was asked for."""
         if not self._capturing or captured.state_id != self._state_id:
             return False
@@ -249,11 +249,11 @@ class Donor:
             for name, array in zip(self._names, self._arrays, strict=True)
         )
         for member in self._waiting.values():
-            self._send_meta(member, nonce, counters, now)
+            self._send_meta(member, nonce, digest, now)
         self._waiting.clear()
         return True
 
-    def _send_meta(self, member: Member, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+    def _send_meta(self, member: Member, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
         if self._captured is None or member.link is None:
             return
         self._transfers[member.line] = now
@@ -264,16 +264,16 @@ class Donor:
             version=self._captured.version,
             optimizer_steps=self._captured.optimizer_steps,
             parts=self._described,
-            counters=counters,
+            digest=digest,
         )
         self._out.add(SendDown(member.link, meta))
 
-    def on_fetch(self, member: Member, message: StateFetch, nonce: bytes, counters: tuple[Counter, ...], now: float) -> None:
+    def on_fetch(self, member: Member, message: StateFetch, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
         """A fetch of a state that is no longer there is answered by the present one's STATE_META: the joiner starts over."""
         if self._captured is None or member.link is None or message.part >= len(self._arrays):
             return
         if message.state_id != self._state_id:
-            self._send_meta(member, nonce, counters, now)
+            self._send_meta(member, nonce, digest, now)
             return
         if self._to.get((member.line, message.part), 0) and self._in_flight[message.part]:
             return  # asked again while it is on its way

@@ -10,23 +10,25 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from zpala.gossip.messages import Counter
+from zpala.gossip.messages import DigestEntry
 
-ENTRIES_MAX = 4096  # incarnations of all lines together; more means that a node restarts in a loop, and is not counted
+ENTRIES_MAX = 4096  # incarnations of all lines together, or twice the lines; more means that a node restarts in a loop, and is not counted
 ENV_STEPS_MAX = 2**50  # of one process; more is no count, and the sum of ENTRIES_MAX such entries still fits 64 bits
 RATE_WINDOW_S = 5.0
 RATE_SAMPLE_S = 0.1
 
 
 class BudgetCounter:
-    """Counts env_steps of the whole cluster towards ``budget`` (>= 1)."""
+    """Counts env_steps of the whole cluster towards ``budget`` (>= 1). ``lines``: of hosts.txt."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, lines: int = 1) -> None:
         if budget < 1:
             raise ValueError(f"the budget is {budget} env_steps; it must be at least 1")
         self.budget = budget
-        self.refused = 0  # entries not taken: more than ENTRIES_MAX of them, or one above ENV_STEPS_MAX
+        self._entries_max = max(ENTRIES_MAX, 2 * lines)
+        self.refused = 0  # entries not taken: too many of them, or one above ENV_STEPS_MAX
         self._steps: dict[tuple[int, int], int] = {}
+        self._turn: list[tuple[int, int]] = []  # the same keys, in the order in which they are told
         self._own: tuple[int, int] | None = None
         self._total = 0
         self._grown = 0
@@ -36,6 +38,7 @@ class BudgetCounter:
     def clear(self) -> None:
         """Another run begins: its count starts at 0."""
         self._steps.clear()
+        self._turn.clear()
         self._samples.clear()
         self._own, self._total, self._grown = None, 0, 0
 
@@ -44,10 +47,14 @@ class BudgetCounter:
         self._own = (line, incarnation)
         self._raise_to((line, incarnation), env_steps, known_from=0)
 
-    def merge(self, counters: Iterable[Counter]) -> bool:
+    def know(self, line: int, incarnation: int) -> None:
+        """This process exists: it is to be told of, even if it has done nothing yet."""
+        self._raise_to((line, incarnation), 0, known_from=0)
+
+    def merge(self, digest: Iterable[DigestEntry]) -> bool:
         """Take the maximum of each entry; True when anything grew."""
         before = self._total
-        for line, incarnation, env_steps in counters:
+        for line, incarnation, env_steps, _, _ in digest:
             if env_steps > ENV_STEPS_MAX:
                 self.refused += 1
             elif (line, incarnation) != self._own:  # nobody knows my own count better
@@ -66,16 +73,16 @@ class BudgetCounter:
         """total / budget in [0, 1]. Never falls, because no entry does; drives every schedule."""
         return min(1.0, self._total / self.budget)
 
-    def entries(self, limit: int = 64) -> tuple[Counter, ...]:
+    def entries(self, limit: int = 64) -> list[DigestEntry]:
         """At most ``limit`` entries for one heartbeat: the own one first, then the others in turn from one call to the next."""
-        others = sorted(key for key in self._steps if key != self._own)
-        chosen = [self._own] if self._own is not None and limit > 0 else []
-        room = limit - len(chosen)
-        if len(others) > room:
-            start = self._cursor % len(others)
-            self._cursor = start + room
-            others = (others[start:] + others[:start])[:room]
-        return tuple(Counter(*key, self._steps[key]) for key in (*chosen, *others))
+        keys, own = self._turn, self._own
+        chosen = [own] if own is not None and limit > 0 else []
+        for offset in range(min(limit, len(keys))):
+            key = keys[(self._cursor + offset) % len(keys)]
+            if key != own and len(chosen) < limit:
+                chosen.append(key)
+        self._cursor += limit - 1 if len(keys) > limit else 0
+        return [DigestEntry(*key, self._steps[key]) for key in chosen]
 
     def rate(self, now: float) -> float:
         """The cluster's env_steps/s over the last 5 s up to ``now`` (monotonic seconds), 0.0 before there are two samples.
@@ -91,9 +98,11 @@ class BudgetCounter:
 
     def _raise_to(self, key: tuple[int, int], env_steps: int, *, known_from: int) -> None:
         old = self._steps.get(key)
-        if old is None and key != self._own and len(self._steps) >= ENTRIES_MAX:
+        if old is None and key != self._own and len(self._steps) >= self._entries_max:
             self.refused += 1
             return
+        if old is None:
+            self._turn.append(key)
         if old is None or env_steps > old:
             self._steps[key] = env_steps
             self._total += env_steps - (old or 0)

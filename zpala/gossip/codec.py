@@ -44,8 +44,9 @@ UP_MAX = 4096  # bytes of an up frame; the ROUTER's maxmsgsize is this + 33, wha
 DOWN_HEADER_MAX = 4096  # bytes of a down header, without the payload frame
 MAP_MAX_ENTRIES = 64
 ARRAY_MAX_ENTRIES = 256
-LINES_MAX = 256  # lines of hosts.txt
-COUNTERS_MAX = 64  # entries of the budget counter in one message
+LINES_MAX = 2**16  # lines of hosts.txt
+DIGEST_MAX = 64  # entries of a digest in one message
+STATES = 32  # of a node, as a digest tells them
 PARTS_MAX = 16  # vectors of a node's state
 AGREEMENT_MAX_ENTRIES = 32
 RETURNS_MAX = 100  # games that a mean return is taken over
@@ -84,7 +85,7 @@ _line = integer(0, LINES_MAX - 1)
 _nbytes = integer(0, PAYLOAD_MAX_BYTES)
 _nonce = binary(0, NONCE_BYTES)
 _xid = integers(m.ExchangeId, *_IDENTITY, _U64)
-_counters = sequence(integers(m.Counter, *_IDENTITY, _U64), COUNTERS_MAX)
+_digest = sequence(integers(m.DigestEntry, *_IDENTITY, _U64, (0, m.AGE_UNKNOWN), (0, STATES - 1)), DIGEST_MAX)
 _agreement = mapping(_text, AGREEMENT_MAX_ENTRIES)
 _condition = record(
     m.Condition,
@@ -126,7 +127,7 @@ TABLE: dict[type, tuple[int, Kind]] = {
             condition=("c", _condition),
         ),
     ),
-    m.Heartbeat: (2, record(m.Heartbeat, session=_session, nonce=("r", _nonce), condition=("c", _condition), counters=("k", _counters))),
+    m.Heartbeat: (2, record(m.Heartbeat, session=_session, nonce=("r", _nonce), condition=("c", _condition), digest=("k", _digest))),
     m.Offer: (3, record(m.Offer, session=_session, xid=_exchange, snapshot=("d", _snapshot))),
     m.Fetch: (4, record(m.Fetch, session=_session, xid=_exchange)),
     m.Ok: (5, record(m.Ok, session=_session, xid=_exchange, ask=("a", boolean()))),
@@ -134,6 +135,7 @@ TABLE: dict[type, tuple[int, Kind]] = {
     m.StateRequest: (7, record(m.StateRequest, session=_session)),
     m.StateFetch: (8, record(m.StateFetch, session=_session, state_id=("t", _u64), part=("o", integer(0, PARTS_MAX - 1)))),
     m.Leave: (9, record(m.Leave, session=_session, incarnation=("i", _u64), reason=("e", _word))),
+    m.Part: (10, record(m.Part, session=_session)),
     m.Welcome: (
         64,
         record(
@@ -173,7 +175,7 @@ TABLE: dict[type, tuple[int, Kind]] = {
             version=("v", _u64),
             optimizer_steps=("u", _u64),
             parts=("p", sequence(_part, PARTS_MAX)),
-            counters=("k", _counters),
+            digest=("k", _digest),
         ),
     ),
     m.StateData: (

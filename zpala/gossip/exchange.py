@@ -123,6 +123,10 @@ class Exchanges:
     def in_doubt(self, member: Member) -> bool:
         return any(doubt.peer is member for doubt in self.doubts.values())
 
+    def busy_with(self, member: Member) -> bool:
+        """Is an exchange with it open, or in doubt?"""
+        return (self.current is not None and self.current.peer is member) or self.in_doubt(member)
+
     def median_s(self) -> float:
         """Median time from freezing to queueing the delta."""
         if not self._durations:

@@ -123,8 +123,13 @@ def sequence(entry: Kind, max_entries: int) -> Kind:
 
 
 def integers(cls: Any, *bounds: tuple[int, int]) -> Kind:
-    """A NamedTuple of ints, each within its (low, high); an array of exactly that length on the wire."""
+    """A NamedTuple of ints, each within its (low, high); an array on the wire.
+
+    Entries that are missing at its end take the NamedTuple's defaults: an earlier version's frames, which have fewer, are understood.
+    """
     count = len(bounds)
+    defaults = [cls._field_defaults[name] for name in cls._fields if name in cls._field_defaults]
+    shortest = count - len(defaults)
 
     def check(value: Any) -> None:
         if len(value) != count:
@@ -143,6 +148,8 @@ def integers(cls: Any, *bounds: tuple[int, int]) -> Kind:
     def unpack(value: Any) -> Any:
         if type(value) is not list:
             raise FieldError(f"{_shown(value)} is no array of {count}")
+        if shortest <= len(value) < count:
+            value = value + defaults[len(value) - shortest :]
         check(value)
         return tuple.__new__(cls, value)  # the length is right: twice as fast as cls(*value)
 

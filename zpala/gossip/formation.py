@@ -17,12 +17,15 @@ from zpala.gossip import barrier
 from zpala.gossip.actions import Outbox
 from zpala.gossip.adoption import Donor, Joiner
 from zpala.gossip.events import Start
+from zpala.gossip.hearsay import Hearsay, Rumour
 from zpala.gossip.hosts import HostList
 from zpala.gossip.membership import ACTIVE, FORMING, Member, Membership, Phase
 from zpala.gossip.run import Run
 from zpala.gossip.settings import GossipSettings
 
 DISCOVER_S = 1.5  # whoever does not wait for all looks for a run under way for so long, at least
+LOOK_EVERY_S = 0.5  # in a long hosts.txt: going through everybody at every message would take all the time
+MISSING_SHOWN = 10  # names in a line of the log
 REJOIN_FAILURES = 3  # of the one donor, then a diverged node goes on with its own state
 BEFORE_LEARNING = FORMING | {Phase.WAITING, Phase.JOINING}
 
@@ -39,9 +42,11 @@ class Formation:
         nonce: bytes,
         run: Run,
         membership: Membership,
+        hearsay: Hearsay,
         joiner: Joiner,
         donor: Donor,
         outbox: Outbox,
+        now: float,
     ) -> None:
         self._line = line
         self._hosts = hosts
@@ -49,10 +54,12 @@ class Formation:
         self._own_nonce = nonce
         self._run = run
         self._membership = membership
+        self._hearsay = hearsay
         self._joiner = joiner
         self._donor = donor
         self._out = outbox
         self._leading = False
+        self._look_at = now  # when to look again who is there
         self._source: Member | None = None  # whose state replaces mine
         self._failures = 0  # of the joiner, when that began
 
@@ -84,8 +91,10 @@ class Formation:
         joining = self._run.phase is Phase.JOINING
         if (joining or (self._run.phase is Phase.STARTING and not self._leading)) and not self._adopt(present, now):
             return
-        if not joining:
-            self._take(self._next_step(present, now), present, now)
+        if not joining and now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S if self._membership.bounded else now
+            seen = self._seen(present, now)
+            self._take(self._next_step(seen, now), seen, now)
 
     def _adopt(self, present: Iterable[Member], now: float) -> bool:
         """Drive the joiner; False and back to WAITING when nobody of the run is left."""
@@ -102,21 +111,37 @@ class Formation:
         self._joiner.on_timer([member for member in of_run if member.condition.phase in givers], now)
         return True
 
-    def _next_step(self, present: Iterable[Member], now: float) -> barrier.Step:
+    def _seen(self, present: Sequence[Member], now: float) -> list[barrier.Seen]:
+        """Who is there: everybody with a session each way and, in a long hosts.txt, whom others have heard of."""
+        seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
+        if self._membership.bounded:
+            met = {member.line for member in present}
+            seen.extend(self._rumoured(rumour) for rumour in self._hearsay.fresh(now) if rumour.line not in met and self._counts(rumour))
+        return seen
+
+    def _counts(self, rumour: Rumour) -> bool:
+        """Hearsay tells no nonce: it is about my run, or about nodes that wait for one."""
+        return bool(self._run.nonce) or rumour.phase is Phase.WAITING
+
+    def _rumoured(self, rumour: Rumour) -> barrier.Seen:
+        return barrier.Seen(rumour.line, rumour.phase, b"" if rumour.phase is Phase.WAITING else self._run.nonce)
+
+    def _next_step(self, seen: Sequence[barrier.Seen], now: float) -> barrier.Step:
         run, size = self._run, len(self._hosts)
         needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
-        seen = [barrier.Seen(member.line, member.condition.phase, member.nonce) for member in present]
         patience_over = now >= run.since + self._settings.start_timeout_s
         if run.phase is Phase.WAITING and now < run.since + DISCOVER_S:  # a run may be under way
             needed, patience_over = size, False
         orphaned = not self._leading and now >= run.since + self._settings.dead_s
         return barrier.next_step(self._line, run.phase, run.nonce, seen, needed, patience_over, orphaned)
 
-    def _take(self, step: barrier.Step, present: Sequence[Member], now: float) -> None:
+    def _take(self, step: barrier.Step, seen: Sequence[barrier.Seen], now: float) -> None:
         run = self._run
         if isinstance(step, barrier.Lead):
-            missing = [host.name for host in self._hosts if host.line not in {self._line, *(member.line for member in present)}]
-            self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (f" without {missing}" if missing else ""))
+            there = {self._line, *(peer.line for peer in seen)}
+            missing = [host.name for host in self._hosts if host.line not in there]
+            without = f" without {missing[:MISSING_SHOWN]}" + (f" and {len(missing) - MISSING_SHOWN} more" * (len(missing) > MISSING_SHOWN))
+            self._out.log("info", f"leading the start of run {self._own_nonce.hex()}" + (without if missing else ""))
             self._take_run(self._own_nonce, Phase.STARTING, now, lead=True)
         elif isinstance(step, barrier.TakeOver):
             self._out.log("warning", f"the leader of run {run.nonce.hex()} is gone: leading it on")

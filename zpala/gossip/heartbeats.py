@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zpala.gossip.actions import Outbox, SendUp
 from zpala.gossip.budget import BudgetCounter
+from zpala.gossip.digest import Digest
 from zpala.gossip.load import Load
 from zpala.gossip.membership import Membership
 from zpala.gossip.messages import Heartbeat
@@ -28,6 +29,7 @@ class Heartbeats:
         run: Run,
         membership: Membership,
         budget: BudgetCounter,
+        digest: Digest,
         load: Load,
         outbox: Outbox,
         now: float,
@@ -38,6 +40,7 @@ class Heartbeats:
         self._run = run
         self._membership = membership
         self._budget = budget
+        self._digest = digest
         self._load = load
         self._out = outbox
         self.due_at = now
@@ -56,9 +59,9 @@ class Heartbeats:
         self.due_at = now + (min(NEAR_END_S, self._heartbeat_s) if near_end else self._heartbeat_s)
         self._run.announce = False
         self._run.load = self._load.share(now)
-        condition, counters = self._run.condition(), self._budget.entries()
+        condition, digest = self._run.condition(), self._digest.entries(now)
         self._told = (condition.version, now)
         for member in self._membership:
             if member.session_out is not None:
-                heartbeat = Heartbeat(session=member.session_out, nonce=self._run.nonce, condition=condition, counters=counters)
+                heartbeat = Heartbeat(session=member.session_out, nonce=self._run.nonce, condition=condition, digest=digest)
                 self._out.add(SendUp(member.line, heartbeat))

@@ -2,6 +2,8 @@
 
 Three signals of life are kept apart: a session each way (connection), any message heard (process), updates counted (work). A peer
 counts fully only when all three are there. Times are monotonic seconds handed in.
+
+Iterating gives the peers that this node has, or wants, sessions with: everybody, or, in a long hosts.txt, its ``contacts``.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ _OF_THE_PROCESS = (
     "strikes",
     "slow",
     "pace_since",
+    "parting",
 )
 ENDED = frozenset({Phase.FINISHED, Phase.DRAINED})
 ACTIVE = ENDED | {Phase.RUNNING}
@@ -81,6 +84,7 @@ class Member:
     strikes: int = 0
     slow: bool = False  # see ``slowness``
     pace_since: float = float("inf")  # when its pace began to speak against what ``slow`` says
+    parting: bool = False  # the sessions with it are being given up, see ``contacts``
     # inbound: its DEALER on my ROUTER
     link: bytes | None = None
     session_in: int = 0
@@ -115,23 +119,46 @@ class Transition:
 
 
 class Membership:
-    """All lines but my own."""
+    """All lines but my own. ``bounded``: they are more than ``max_sessions``, so that ``contacts`` says who is iterated over."""
 
     def __init__(self, line: int, size: int, settings: GossipSettings, now: float) -> None:
+        self.bounded = size - 1 > settings.max_sessions
+        self._line = line
+        self._size = size
         self._settings = settings
-        self._members = {other: Member(other) for other in range(size) if other != line}
+        self._members = {} if self.bounded else {other: Member(other) for other in range(size) if other != line}
+        self._present = {} if self.bounded else self._members
         self._links: dict[bytes, Member] = {}
         self._seen_at = now
         self.pauses = 0  # of this very process
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._members.values())
+        return iter(self._present.values())
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._present)
 
     def get(self, line: int) -> Member | None:
-        return self._members.get(line)
+        """The member of ``line``, iterated over or not; None when there is no such line, or it is mine."""
+        member = self._members.get(line)
+        if member is None and self.bounded and line != self._line and 0 <= line < self._size:
+            member = self._members[line] = Member(line)
+        return member
+
+    def take(self, member: Member) -> None:
+        """It is to be iterated over from now on, as one that has not been heard of."""
+        self._present[member.line] = member
+        member.liveness = Liveness.UNKNOWN
+
+    def drop(self, member: Member) -> None:
+        """No sessions with it any more; what its process has said of itself, and its incarnation, are remembered."""
+        del self._present[member.line]
+        self.unbind(member)
+        member.session_out = None
+        member.parting = False
+        member.dialled_at = float("-inf")
+        member.redial_at = float("inf")
+        member.redial_wait_s = 0.0
 
     def of_link(self, link: bytes) -> Member | None:
         return self._links.get(link)
@@ -245,6 +272,7 @@ class Membership:
         return (
             member.liveness is Liveness.ALIVE
             and member.established
+            and not member.parting
             and member.condition.phase in ACTIVE
             and now >= member.avoid_until
             and now >= member.quarantined_until
@@ -255,6 +283,7 @@ class Membership:
         return (
             member.liveness is Liveness.ALIVE
             and member.established
+            and not member.parting
             and member.condition.phase == Phase.RUNNING
             and not member.condition.finish_reason
             and member.condition.updates >= WARM_UPDATES

@@ -23,6 +23,7 @@ STATE_META down "Here is what my state consists of; fetch its parts."
 STATE_FETCH up  "Send me part ``part`` of state ``state_id``."
 STATE_DATA down "Here is that part" (+ payload)
 LEAVE      up   "I leave the run on purpose; do not wait for me."
+PART       up   "I give up our session, to have one with somebody else; nothing is wrong. Say so too when nothing of ours is open."
 ========== ==== ========================================================================================================
 
 Fields that every up message except HELLO carries: ``session``, the number that the receiver gave in WELCOME. A message of another
@@ -45,12 +46,21 @@ class ExchangeId(NamedTuple):
     number: int
 
 
-class Counter(NamedTuple):
-    """One entry of the grow-only budget counter (design D7): env_steps done by one incarnation of one line of hosts.txt."""
+AGE_UNKNOWN = 1023  # of a digest entry: nobody says that it is alive
+
+
+class DigestEntry(NamedTuple):
+    """What is known of one incarnation of one line of hosts.txt: its env_steps (design D7), which only grow, and its last sign of life.
+
+    ``age``: tenths of a second since anybody last heard of it, rounded up at every hop; ``AGE_UNKNOWN`` is the most and says nothing.
+    ``state``: how far it was then, see ``hearsay``.
+    """
 
     line: int
     incarnation: int
     env_steps: int
+    age: int = AGE_UNKNOWN
+    state: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +110,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    code: str  # key | version | agreement | nonce | stale_incarnation | duplicate | unknown_line | self
+    code: str  # key | version | agreement | nonce | stale_incarnation | duplicate | unknown_line | self | full | no_neighbour
     field: str
     mine: str
     yours: str
@@ -119,7 +129,7 @@ class Heartbeat:
     session: int
     nonce: bytes
     condition: Condition
-    counters: tuple[Counter, ...] = ()  # at most 64
+    digest: tuple[DigestEntry, ...] = ()  # at most 64; the sender's own entry first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +160,7 @@ class Accept:
 class Busy:
     session: int
     xid: ExchangeId
-    reason: str  # engaged | doubt | buffers | deltas | not_running | leaving
+    reason: str  # engaged | doubt | buffers | deltas | not_running | leaving | parting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +213,7 @@ class StateMeta:
     version: int
     optimizer_steps: int
     parts: tuple[StatePart, ...]
-    counters: tuple[Counter, ...]
+    digest: tuple[DigestEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +239,11 @@ class Leave:
     reason: str
 
 
-UpMessage = Hello | Heartbeat | Offer | Fetch | Ok | Abort | StateRequest | StateFetch | Leave
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    session: int
+
+
+UpMessage = Hello | Heartbeat | Offer | Fetch | Ok | Abort | StateRequest | StateFetch | Leave | Part
 DownMessage = Welcome | Reject | Nack | Accept | Busy | Data | StateMeta | StateData
 Message = UpMessage | DownMessage

@@ -15,25 +15,25 @@ class Neighbourhood:
     def __init__(self, line: int, topology: Topology, membership: Membership, run: Run) -> None:
         self._membership = membership
         self._run = run
-        self._neighbours = [member for member in membership if member.line in topology.neighbours(line)]
+        self._lines = topology.neighbours(line)
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(self._neighbours)
+        return (member for member in self._membership if member.line in self._lines)
 
     def __contains__(self, member: Member) -> bool:
-        return member in self._neighbours
+        return member.line in self._lines
 
     def of_run(self) -> list[Member]:
-        """Live peers of this run that learn or drain, neighbours or not."""
+        """Live peers of this run that learn or drain, neighbours or not; of a long hosts.txt only those with a session."""
         return [m for m in self._membership if m.live and m.nonce == self._run.nonce and m.condition.phase in ACTIVE]
 
     def live(self) -> list[Member]:
         """The neighbours among them."""
-        return [member for member in self.of_run() if member in self._neighbours]
+        return [member for member in self.of_run() if member.line in self._lines]
 
     def eligible(self, now: float) -> tuple[Member, ...]:
         """The neighbours that may hold the gate of this node."""
         if self._run.phase is not Phase.RUNNING:
             return ()
         nonce = self._run.nonce
-        return tuple(member for member in self._neighbours if member.nonce == nonce and self._membership.holds_gate(member, now))
+        return tuple(member for member in self if member.nonce == nonce and self._membership.holds_gate(member, now))

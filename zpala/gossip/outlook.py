@@ -11,6 +11,7 @@ from zpala.gossip.divergence import Divergence
 from zpala.gossip.events import View
 from zpala.gossip.exchange import Exchanges
 from zpala.gossip.finish import Finish
+from zpala.gossip.hearsay import Hearsay
 from zpala.gossip.membership import Member
 from zpala.gossip.neighbourhood import Neighbourhood
 from zpala.gossip.run import Run
@@ -29,6 +30,7 @@ class Outlook:
         leads: bool,
         run: Run,
         neighbourhood: Neighbourhood,
+        hearsay: Hearsay,
         budget: BudgetCounter,
         divergence: Divergence,
         exchanges: Exchanges,
@@ -43,6 +45,7 @@ class Outlook:
         self._leads = leads
         self._run = run
         self._neighbourhood = neighbourhood
+        self._hearsay = hearsay
         self._budget = budget
         self._divergence = divergence
         self._exchanges = exchanges
@@ -84,7 +87,7 @@ class Outlook:
                 eligible=tuple((member.line, _version(member)) for member in eligible),
                 clocks=self._clocks,
                 slow=tuple(member.line for member in near if member.slow),
-                live=len(self._neighbourhood.of_run()),
+                live=max(len(self._neighbourhood.of_run()), self._hearsay.live(now)),
                 neighbours_live=len(near),
                 averaged=sum(now - member.averaged_at <= AVERAGED_WITHIN_S for member in near),
                 cluster_env_steps=total,
@@ -105,7 +108,7 @@ class Outlook:
                 load=self._run.load,
                 bytes_sent=counters["bytes_sent"] + self._donor.bytes_sent,
                 bytes_received=counters["bytes_received"],
-                all_reached_target=self._run.active and self._finish.all_reached(),
+                all_reached_target=self._run.active and self._finish.all_reached(now),
                 finish_reason=self._run.finish_reason,
             )
         )

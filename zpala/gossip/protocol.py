@@ -5,6 +5,7 @@ the same inputs give the same outputs. Owned here: which part gets which event, 
 any more. Left to the parts, each unaware of the others but for what it is handed:
 
     sessions, membership     who is there                 exchange                the lock between two nodes
+    contacts, hearsay        the same in a long hosts.txt digest, budget          what the cluster has done, passed on
     formation (barrier)      the start of the run         offering (pacing)       when to start one, and with whom
     adoption                 states given and taken       aftermath, divergence   what follows from how one ended
     finish, leaving (drain)  the end of the run           heartbeats, outlook     what peers and the learner are told
@@ -40,6 +41,8 @@ from zpala.gossip.adoption import Donor, Joiner
 from zpala.gossip.aftermath import Aftermath
 from zpala.gossip.budget import BudgetCounter
 from zpala.gossip.buffers import BufferPool, Vector
+from zpala.gossip.contacts import Contacts
+from zpala.gossip.digest import Digest
 from zpala.gossip.divergence import Divergence
 from zpala.gossip.drain import Drain
 from zpala.gossip.events import Fatal, Published, StateCaptured
@@ -48,6 +51,7 @@ from zpala.gossip.exchange_state import Ending
 from zpala.gossip.fields import clip
 from zpala.gossip.finish import Finish
 from zpala.gossip.formation import Formation
+from zpala.gossip.hearsay import Hearsay
 from zpala.gossip.heartbeats import Heartbeats
 from zpala.gossip.hosts import HostList
 from zpala.gossip.leaving import Leaving
@@ -68,6 +72,7 @@ from zpala.gossip.messages import (
     Nack,
     Offer,
     Ok,
+    Part,
     Reject,
     StateData,
     StateFetch,
@@ -175,6 +180,8 @@ class Protocol:
             run=self._run,
             outbox=self._out,
             renewed=self._on_renewed,
+            admit=lambda member, now: self._contacts.admit(member, now),
+            turned_away=lambda member, now: self._contacts.turned_away(member, now),
             fatal=self._fatal,
         )
         self._pool = BufferPool(buffers)
@@ -189,6 +196,21 @@ class Protocol:
             outbox=self._out,
             ended=self._on_ended,
         )
+        self._contacts = Contacts(
+            neighbours=topology.neighbours(line),
+            settings=settings,
+            run=self._run,
+            membership=self._membership,
+            sessions=self._sessions,
+            exchanges=self._exchanges,
+            rng=rng,
+            outbox=self._out,
+        )
+        self._hearsay = Hearsay(line)
+        self._budget = BudgetCounter(budget, len(hosts))
+        self._digest = Digest(
+            line, lambda: self._sessions.incarnation, self._budget, self._hearsay, self._run, self._membership, target_return
+        )
         self._joiner = Joiner(state_parts, settings, rng, self._out)
         self._donor = Donor(state_parts, settings, self._out)
         self._formation = Formation(
@@ -198,11 +220,12 @@ class Protocol:
             nonce=nonce,
             run=self._run,
             membership=self._membership,
+            hearsay=self._hearsay,
             joiner=self._joiner,
             donor=self._donor,
             outbox=self._out,
+            now=now,
         )
-        self._budget = BudgetCounter(budget)
         self._drain = Drain(settings.drain_s, settings.drain_distance)
         self._pacing = Pacing(settings.max_share, rng, now)
         self._load = Load(now)
@@ -238,7 +261,7 @@ class Protocol:
             divergence=self._divergence,
             outbox=self._out,
         )
-        self._finish = Finish(self._run, self._neighbourhood, self._budget, target_return)
+        self._finish = Finish(self._run, self._neighbourhood, self._hearsay, self._budget, target_return)
         self._leaving = Leaving(
             enabled=settings.enabled,
             run=self._run,
@@ -250,7 +273,7 @@ class Protocol:
             outbox=self._out,
         )
         self._heartbeats = Heartbeats(
-            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._load, self._out, now
+            settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._digest, self._load, self._out, now
         )
         self._slowness = Slowness(settings.slow_factor if settings.max_lead else 0.0, hosts, self._run, self._neighbourhood, self._out)
         self._outlook = Outlook(
@@ -258,6 +281,7 @@ class Protocol:
             leads=settings.max_lead > 0,
             run=self._run,
             neighbourhood=self._neighbourhood,
+            hearsay=self._hearsay,
             budget=self._budget,
             divergence=self._divergence,
             exchanges=self._exchanges,
@@ -266,16 +290,16 @@ class Protocol:
             outbox=self._out,
         )
         self._counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
-        self._counted_run = self._run.nonce  # whose env_steps ``_budget`` holds
         self._halted = False
         self._now = now
 
     # ---- time -------------------------------------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Action]:
-        """First call: dials everybody. Alone in the list: starts the run at once."""
+        """First call: dials everybody, or those that it draws. Alone in the list: starts the run at once."""
         self._run.enter(Phase.WAITING, now)
         self._sessions.start(now)
+        self._contacts.step(now)
         self._heartbeats.postpone(now)
         return self._settle(now)
 
@@ -319,13 +343,11 @@ class Protocol:
             for _ in range(SETTLE_MAX):
                 before = self._run.phase
                 self._formation.step(now)
-                if self._run.nonce != self._counted_run:
-                    self._counted_run = self._run.nonce
-                    self._budget.clear()
+                self._digest.follow_run()
                 if self._run.phase is before:
                     break
             if self._run.active:
-                self._finish.check()
+                self._finish.check(now)
                 self._offer(now)
                 self._leaving.check_drained(now)
             else:
@@ -345,6 +367,7 @@ class Protocol:
         for change in self._membership.judge(now):
             self._on_transition(change.member, change.after, now)
         self._slowness.judge(now)
+        self._contacts.step(now)
         self._heartbeats.send(now)
         self._outlook.send(now)
 
@@ -430,9 +453,11 @@ class Protocol:
             self._exchanges.on_abort(member, message, now)
         elif isinstance(message, StateRequest):
             if self._formation.gives_state:
-                self._donor.on_request(member, self._run.nonce, self._budget.entries(), now)
+                self._donor.on_request(member, self._run.nonce, self._digest.entries(now), now)
         elif isinstance(message, StateFetch):
-            self._donor.on_fetch(member, message, self._run.nonce, self._budget.entries(), now)
+            self._donor.on_fetch(member, message, self._run.nonce, self._digest.entries(now), now)
+        elif isinstance(message, Part):
+            self._contacts.on_part(member, now)
         elif isinstance(message, Leave) and message.incarnation == member.incarnation:
             self._on_leave(member, message.reason, now)
 
@@ -441,7 +466,7 @@ class Protocol:
             self._membership.unbind(member)  # its next HELLO is refused by name
             self._counters["foreign_run"] += 1
             return
-        if message.nonce and message.nonce == self._run.nonce and self._budget.merge(message.counters):
+        if self._digest.hear(message.digest, message.nonce, now):
             self._run.changed = True
         self._learn(member, message.condition, message.nonce, now)
 
@@ -450,6 +475,7 @@ class Protocol:
         self._out.log("info", f"{self._hosts[member.line].name} leaves ({reason})")
         self._exchanges.let_go(member, now)
         self._membership.left(member)
+        self._digest.left(member, now)
         self._out.add(Hangup(member.line))
         self._run.changed = True
 
@@ -458,6 +484,8 @@ class Protocol:
         if self._run.phase is Phase.LEAVING or self._leaving.stopping:
             return "leaving"
         same_run = self._run.active and member.nonce == self._run.nonce and self._settings.enabled
+        if member.parting:
+            return "parting"
         if not same_run or now < member.quarantined_until or member not in self._neighbourhood:
             return "not_running"
         return None
@@ -556,6 +584,7 @@ class Protocol:
 
     def _learn(self, member: Member, condition: Condition, nonce: bytes, now: float) -> None:
         self._membership.learn(member, condition, nonce, now)
+        self._digest.meet(member, now)
         self._run.changed = True
 
     def _on_renewed(self, member: Member, now: float) -> None:
@@ -615,7 +644,7 @@ class Protocol:
 
     def on_state_captured(self, captured: StateCaptured, now: float) -> list[Action]:
         """The state parts hold the state asked for by CaptureState."""
-        if self._begin(now) and self._donor.on_captured(captured, self._run.nonce, self._budget.entries(), now):
+        if self._begin(now) and self._donor.on_captured(captured, self._run.nonce, self._digest.entries(now), now):
             self._formation.captured(captured.version, now)
         return self._settle(now)
 
@@ -624,7 +653,7 @@ class Protocol:
         if self._begin(now) and self._joiner.installing:
             self._shadow.retire()
             meta = self._joiner.finish()
-            self._budget.merge(meta.counters)
+            self._digest.hear(meta.digest, meta.nonce, now)
             self._formation.adopted(meta.version, now)
         return self._settle(now)
 
@@ -654,6 +683,7 @@ class Protocol:
         return {
             **self._exchanges.counters,
             **self._sessions.counters,
+            **self._contacts.counters,
             **self._counters,
             "left_in_doubt": self._leaving.in_doubt,
             "diverged": self._divergence.found,

@@ -32,11 +32,15 @@ REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew w
 REDIAL_MAX_S = 60.0
 INCARNATION_MAX = 2**63 - 1
 SAID_MAX = 16  # different texts about one line: what they are is up to the peer, or to whoever passes for it
+REFUSED_FOR_ROOM = ("full", "no_neighbour")  # not the sender's fault
 COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed", "forged")
 
 
 class Sessions:
-    """Args as for ``Protocol``; ``renewed`` is told when another process speaks for a line, before its first message is used."""
+    """Args as for ``Protocol``; ``renewed`` is told when another process speaks for a line, before its first message is used.
+
+    ``admit`` has the code of a refusal when there is no room for one more session, ``turned_away`` is told when a peer has none.
+    """
 
     def __init__(
         self,
@@ -52,13 +56,15 @@ class Sessions:
         run: Run,
         outbox: Outbox,
         renewed: Callable[[Member, float], None],
+        admit: Callable[[Member, float], str | None],
+        turned_away: Callable[[Member, float], None],
         fatal: Callable[[int, str], None],
     ) -> None:
         self.incarnation = incarnation
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._line = line
         self._hosts = hosts
-        self._lines = {host.key: host.line for host in hosts}  # by public key; of use only when all have one
+        self._lines = {host.key: host.line for host in hosts} if hosts.keyed else {}  # by public key
         self._agreement = dict(agreement)
         self._settings = settings
         self._node = node
@@ -66,6 +72,8 @@ class Sessions:
         self._run = run
         self._out = outbox
         self._renewed = renewed
+        self._may_enter = admit
+        self._turned_away = turned_away
         self._fatal = fatal
         self._session = rng.getrandbits(62)
         self._welcomed = False  # this process has had a session: it is no fresh start
@@ -76,9 +84,14 @@ class Sessions:
 
     def start(self, now: float) -> None:
         for member in self._membership:
-            self._out.add(Dial(member.line))
-            member.dialled_at = now
-            self.hello(member, now)
+            self.call(member, now)
+
+    def call(self, member: Member, now: float) -> None:
+        """Dial it and ask for a session."""
+        self._out.add(Dial(member.line))
+        member.dialled_at = now
+        member.hello_wait_s = 0.0
+        self.hello(member, now)
 
     def redial(self, member: Member, now: float) -> None:
         self.counters["redials"] += 1
@@ -177,6 +190,10 @@ class Sessions:
             self._once(member, "nonce", f"{self._host(member.line)} belongs to another run ({hello.nonce.hex()}, mine is "
                        f"{self._run.nonce.hex()}) and was refused")  # fmt: skip
             return None
+        refusal = self._may_enter(member, now)
+        if refusal is not None:
+            self._reject(link, refusal, "sessions", "", "", fatal=False)
+            return None
         self._admit(member, hello.incarnation, now)
         self._session += 1
         session = self._membership.bind(member, link, self._session)
@@ -270,6 +287,8 @@ class Sessions:
         host = self._host(member.line)
         if reject.code == "stale_incarnation":
             self._raise_incarnation(member, reject.known_incarnation, now)
+        elif reject.code in REFUSED_FOR_ROOM:
+            self._turned_away(member, now)
         elif reject.code == "duplicate":
             self._fatal(EXIT_DUPLICATE, f"{host} is running already and has my line of hosts.txt; give every node a line of its own")
         elif reject.code == "agreement":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 _POSITIVE = (
     "gate_limit_s",
+    "redraw_s",
     "heartbeat_s",
     "suspect_s",
     "dead_s",
@@ -38,6 +39,8 @@ class GossipSettings:
     max_lead: int = 0  # updates ahead of the slowest live, progressing neighbour before the gate closes; 0: no such limit
     slow_factor: float = 4.0  # a peer whose updates take that many times the median's is not waited for by max_lead; 0: every peer is
     gate_limit_s: float = 6.0  # longest single wait in the gate
+    max_sessions: int = 16  # a longer hosts.txt: sessions with at most so many at a time, drawn anew over time
+    redraw_s: float = 10.0  # about how often one of them is given up for another
     partner: str = "uniform"  # "uniform": any neighbour alike; "load": of two drawn at random the less busy one
     mixing_weight: float = 0.5  # w in x += w (theirs - mine); both sides must agree
     initial: str = "adopt"  # "adopt": the leader's parameters everywhere; "own": keep different starts (pure averaging)
@@ -69,6 +72,8 @@ class GossipSettings:
                 raise ValueError(f"gossip.{name} must not be negative, not {getattr(self, name)!r}")
         if self.max_staleness < 1:
             raise ValueError(f"gossip.max_staleness must be at least 1, not {self.max_staleness}: 0 would never let an update start")
+        if self.max_sessions < 4:
+            raise ValueError(f"gossip.max_sessions must be at least 4, not {self.max_sessions}: two of the own choice, two for who dials")
         if self.max_lead < 0:
             raise ValueError(f"gossip.max_lead must not be negative, not {self.max_lead}: 0 means no limit")
         if not (self.slow_factor == 0 or self.slow_factor > 1):

@@ -1,0 +1,205 @@
+"""Clusters with more lines than sessions: nobody has more than the bound, all get into one run, and over time everybody meets everybody."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from zpala.gossip.exchange_state import Step
+from zpala.gossip.hearsay import FRESH_S
+from zpala.gossip.messages import Part
+from zpala.gossip.settings import GossipSettings
+from zpala.gossip.topology import Topology, load_topology
+from zpala.sim.cluster import VirtualCluster
+
+SIZE = 14
+SESSIONS = 4
+PERIOD_S = 0.4
+
+
+def settings(**options: Any) -> GossipSettings:
+    return GossipSettings(max_sessions=SESSIONS, redraw_s=options.pop("redraw_s", 2.0), **options)
+
+
+def started(size: int = SIZE, seed: int = 1, **options: Any) -> VirtualCluster:
+    """All nodes learn, with an update every 0.4 s."""
+    options.setdefault("settings", settings())
+    cluster = VirtualCluster(size, seed, periods=PERIOD_S, **options)
+    watch(cluster)
+    assert cluster.run(75.0, cluster.all_started)
+    return cluster
+
+
+def watch(cluster: VirtualCluster) -> dict[str, int]:
+    """The most of everything that any node ever had, looked at every 50 ms."""
+    most = {"dealers": 0, "links": 0, "members": 0}
+
+    def look() -> None:
+        for node in cluster.live():
+            membership = node.protocol._membership
+            most["dealers"] = max(most["dealers"], len(node.dealers))
+            most["links"] = max(most["links"], len(membership._links))
+            most["members"] = max(most["members"], len(membership))
+        assert max(most.values()) <= cluster.settings.max_sessions
+        cluster.later(0.05, look, None)
+
+    look()
+    return most
+
+
+def partners(cluster: VirtualCluster) -> dict[int, set[int]]:
+    """With whom each node has averaged."""
+    met: dict[int, set[int]] = defaultdict(set)
+    for node in cluster.nodes:
+        met[node.line] |= {ending.exchange.peer.line for ending in node.endings if ending.step is Step.COMPLETED}
+    return met
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_has_more_sessions_than_the_bound_and_over_time_everybody_meets_everybody(seed: int) -> None:
+    cluster = started(seed=seed)
+    most = watch(cluster)
+    cluster.run(5.0)
+    early = partners(cluster)
+    cluster.run(120.0)
+    assert most == {"dealers": SESSIONS, "links": SESSIONS, "members": SESSIONS}, "the bound is used"
+    assert max(len(met) for met in early.values()) < SIZE - 1
+    met = partners(cluster)
+    assert all(met[line] == set(range(SIZE)) - {line} for line in range(SIZE))
+    assert cluster.counter("redraws") > 0
+    assert cluster.counter("defects") == 0
+    assert cluster.problems() == []
+
+
+def test_a_short_list_is_dialled_as_a_whole() -> None:
+    cluster = VirtualCluster(SESSIONS + 1, settings=settings(), periods=PERIOD_S)
+    cluster.run(20.0)
+    assert all(len(node.dealers) == SESSIONS for node in cluster.nodes)
+    assert cluster.network.sent["Part"] == 0
+    assert cluster.counter("full_sent") == cluster.counter("redraws") == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_agree_on_one_run_with_one_start_although_nobody_knows_everybody(seed: int) -> None:
+    cluster = started(seed=seed, start_times=[0.9 * line for line in range(SIZE)])
+    assert len({node.protocol.nonce for node in cluster.nodes}) == 1
+    assert {node.protocol.nonce for node in cluster.nodes} == {cluster.nodes[0].protocol._formation._own_nonce}, "the lowest line led"
+    assert len(cluster.adoptions) >= SIZE - 1, "and gave its parameters"
+
+
+def test_totals_are_known_to_all() -> None:
+    cluster = started()
+    cluster.run(20.0)
+    done = sum(node.learner.updates for node in cluster.nodes) * cluster.steps_per_update
+    per_second = SIZE / PERIOD_S * cluster.steps_per_update
+    for node in cluster.nodes:
+        view = node.learner.view
+        assert view is not None
+        assert view.live == SIZE - 1
+        assert done - 5.0 * per_second < view.cluster_env_steps <= done
+        assert view.cluster_rate == pytest.approx(per_second, rel=0.4)
+        assert len(view.eligible) <= SESSIONS, "hearsay holds no gate"
+
+
+def test_who_dies_without_a_word_is_counted_as_live_for_a_limited_time() -> None:
+    cluster = started()
+    cluster.run(5.0)
+    cluster.kill(3)
+    cluster.run(FRESH_S + 2.0)
+    assert {node.learner.view.live for node in cluster.live() if node.learner.view is not None} == {SIZE - 2}
+    assert cluster.counter("dead") >= 1
+    before = cluster.counter("applied")
+    cluster.run(10.0)
+    assert cluster.counter("applied") > before + 10, "the others go on"
+    assert cluster.problems() == []
+
+
+def test_who_leaves_is_known_to_have_left_by_those_it_never_met() -> None:
+    cluster = started()
+    cluster.run(5.0)
+    node = cluster.nodes[3]
+    node.do(node.protocol.on_stop(cluster.now))
+    cluster.run(FRESH_S / 3)
+    assert node.drained == "leave"
+    assert {other.learner.view.live for other in cluster.live() if other.learner.view is not None} == {SIZE - 2}
+
+
+def test_a_restarted_node_is_taken_in_and_its_past_is_fenced() -> None:
+    cluster = started(drift=0.02)
+    cluster.run(5.0)
+    cluster.kill(5)
+    cluster.run(1.0)
+    node = cluster.restart(5)
+    assert cluster.run(15.0, lambda: node.learner.state in ("learning", "gate"))
+    cluster.run(5.0)
+    assert node.protocol.nonce == cluster.nodes[0].protocol.nonce
+    assert partners(cluster)[5]
+    apart = [np.abs(node.learner.vector - other.learner.vector).max() for other in cluster.nodes]
+    assert max(apart) < 1.0, "it started far from everybody"
+    assert cluster.problems() == []
+
+
+def test_the_run_ends_when_all_have_reached_the_target_and_not_before() -> None:
+    cluster = started(target_return=10.0)
+    cluster.run(3.0)
+    for node in cluster.nodes[:-1]:
+        node.return_mean = 20.0
+    cluster.run(20.0)
+    assert all(node.drained is None for node in cluster.nodes), "one has not"
+    cluster.nodes[-1].return_mean = 20.0
+    assert cluster.run(30.0, lambda: not cluster.live())
+    assert {node.drained for node in cluster.nodes} <= {"drained", "timeout"}
+
+
+def star(size: int) -> Topology:
+    return load_topology("star", size)
+
+
+def test_everybody_gets_a_turn_at_a_node_that_everybody_needs() -> None:
+    """The hub of a star has room for four of thirteen, and gives a contact up when somebody was refused."""
+    cluster = started(topology=star(SIZE), settings=settings(topology="star"))
+    cluster.run(90.0)
+    assert cluster.nodes[0].protocol.metrics()["full_sent"] > 0
+    assert partners(cluster)[0] == set(range(1, SIZE))
+    assert len({node.protocol.nonce for node in cluster.nodes}) == 1
+    assert cluster.counter("defects") == 0
+    assert cluster.problems() == []
+
+
+def test_only_neighbours_are_dialled_and_let_in() -> None:
+    topology = load_topology("ring", SIZE)
+    cluster = started(topology=topology, settings=settings(topology="ring"))
+    cluster.run(10.0)
+    for node in cluster.nodes:
+        assert set(node.dealers) == topology.neighbours(node.line)
+        assert node.learner.view is not None
+        assert node.learner.view.live == SIZE - 1, "by hearsay"
+    stranger, node = cluster.nodes[7], cluster.nodes[0]
+    member = stranger.protocol._membership.get(0)
+    assert member is not None
+    stranger.protocol._sessions.call(member, cluster.now)
+    stranger.do(stranger.protocol._settle(cluster.now))
+    cluster.run(1.0)
+    assert stranger.protocol.metrics()["rejects_received"] == 1
+    assert node.protocol._membership.of_link(b"") is None
+    assert {m.line for m in node.protocol._membership} == topology.neighbours(0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_parting_leaves_no_exchange_behind(seed: int) -> None:
+    """Sessions are given up all the time, and at first every PART is lost: what is in doubt is resolved over the link, not given up."""
+    cluster = started(seed=seed, settings=settings(redraw_s=0.5), latency_s=(0.05, 0.2))
+    cluster.network.drop = lambda source, target, message: isinstance(message, Part)
+    parts = cluster.network.sent["Part"]
+    cluster.run(20.0)
+    assert cluster.network.sent["Part"] > parts
+    cluster.network.drop = lambda source, target, message: False
+    cluster.run(20.0)
+    assert cluster.counter("parts_received") > 0
+    assert cluster.problems() == []
+    cluster.quiesce()
+    assert cluster.counter("doubts_open") == 0
+    assert cluster.drift_error() < 1e-3

@@ -1,0 +1,215 @@
+"""With whom this node has sessions when hosts.txt is long: with at most ``max_sessions``, drawn anew over time. Runs in the proxy thread.
+
+A node with more lines beside its own than that does not dial everybody. It draws some of its neighbours (all of them when they are few,
+else a third of ``max_sessions``), takes in neighbours that dial it while there is room, and refuses the others as "full": they draw
+somebody else. Every ``redraw_s`` or so it gives one of its own choice up and draws another, and, when it had to refuse somebody, one that
+it took in. So sockets and control messages per node have a bound that does not depend on the length of hosts.txt, and over time everybody
+averages with every neighbour.
+
+A session is given up in agreement (PART): neither makes new offers, each says PART when no exchange of theirs is open, and whoever has said
+and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced.
+
+In a short list nothing of this happens: everybody has a session with everybody, for as long as both live.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Set
+from dataclasses import dataclass
+
+from zpala.gossip.actions import Hangup, Outbox, SendUp
+from zpala.gossip.exchange import Exchanges
+from zpala.gossip.membership import Liveness, Member, Membership, Phase
+from zpala.gossip.messages import Part
+from zpala.gossip.run import Run
+from zpala.gossip.sessions import Sessions
+from zpala.gossip.settings import GossipSettings
+
+OWN_SHARE = 3  # a third of the sessions are of the own choice: the others' choices then seldom find a node full
+OWN_MIN = 2  # a graph in which everybody draws one other falls apart easily
+BEFORE_START_S = 3.0  # so often until the run starts: two halves that do not know of each other would start two runs
+FULL_S = (1.0, 4.0)  # a neighbour that is full is asked again after that long
+PART_TRAVELS_S = 0.5  # to hang up sooner could lose it
+PARTED_S = 5.0  # one that was given up is not drawn again at once
+LOST_S = 10.0  # one that died or could not be reached; doubles every time
+LOST_MAX_S = 300.0
+COUNTERS = ("contacts", "redraws", "parts_received", "turned_away", "full_sent")
+
+
+@dataclass(slots=True)
+class _Contact:
+    member: Member
+    own: bool  # drawn by this node, not taken in
+    since: float
+    well_at: float  # when there last was a session each way
+    parting_since: float | None = None
+    said_at: float | None = None  # when I said PART
+    heard: bool = False  # the other has said it
+
+
+class Contacts:
+    """``neighbours``: lines that the topology allows; ``rng`` draws among them."""
+
+    def __init__(
+        self,
+        *,
+        neighbours: Set[int],
+        settings: GossipSettings,
+        run: Run,
+        membership: Membership,
+        sessions: Sessions,
+        exchanges: Exchanges,
+        rng: random.Random,
+        outbox: Outbox,
+    ) -> None:
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._neighbours = neighbours
+        self._settings = settings
+        self._run = run
+        self._membership = membership
+        self._sessions = sessions
+        self._exchanges = exchanges
+        self._rng = rng
+        self._out = outbox
+        self._contacts: dict[int, _Contact] = {}
+        self._not_before: dict[int, float] = {}  # line -> when it may be drawn again
+        self._lost: dict[int, int] = {}  # line -> times that it could not be reached, one after the other
+        few = len(neighbours) <= settings.max_sessions
+        self._own_max = len(neighbours) if few else max(OWN_MIN, settings.max_sessions // OWN_SHARE)
+        self._pressed = False  # somebody was refused since the last redraw
+        self._redraw_at = math.inf
+
+    # ---- over time --------------------------------------------------------------------------------------------------------------------
+
+    def step(self, now: float) -> None:
+        """Replace who is gone, part, draw; to be called every heartbeat or so."""
+        if not self._membership.bounded:
+            return
+        for contact in list(self._contacts.values()):
+            self._look_after(contact, now)
+        if now >= self._redraw_at:
+            self._redraw(now)
+            self._redraw_at = math.inf
+        if self._redraw_at == math.inf:
+            redraw_s = self._settings.redraw_s
+            pause_s = redraw_s if self._run.phase is Phase.RUNNING else min(BEFORE_START_S, redraw_s)
+            self._redraw_at = now + pause_s * self._rng.uniform(0.5, 1.5)
+        self._draw(now)
+        self.counters["contacts"] = len(self._contacts)
+
+    def _look_after(self, contact: _Contact, now: float) -> None:
+        member = contact.member
+        if member.established:
+            contact.well_at = now
+            self._lost.pop(member.line, None)
+        if self._exchanges.busy_with(member):  # what is open or in doubt needs the link
+            return
+        if member.liveness is Liveness.LEFT or member.liveness is Liveness.DEAD or now - contact.well_at > self._settings.dead_s:
+            self._replace_lost(contact, now)
+        else:
+            self._go_on_parting(contact, now)
+
+    def _replace_lost(self, contact: _Contact, now: float) -> None:
+        times = self._lost.get(contact.member.line, 0)
+        self._lost[contact.member.line] = min(times + 1, 10)
+        self._close(contact, now + min(LOST_MAX_S, LOST_S * 2**times))
+
+    def _redraw(self, now: float) -> None:
+        """Give up the contact that was drawn longest ago, if there is somebody else to draw; with others at the door one more."""
+        if self._run.phase not in (Phase.WAITING, Phase.READY, Phase.RUNNING) or self._run.finish_reason:
+            return
+        if len(self._neighbours) > self._own_max and len(self._contacts) < len(self._neighbours):
+            self._give_up_oldest(True, now)
+        if self._pressed:
+            self._pressed = False
+            self._give_up_oldest(False, now)
+
+    def _give_up_oldest(self, own: bool, now: float) -> None:
+        settled = [contact for contact in self._contacts.values() if contact.own is own and self._is_settled(contact)]
+        if settled:
+            self.counters["redraws"] += 1
+            self._part(min(settled, key=lambda contact: contact.since), now)
+
+    def _is_settled(self, contact: _Contact) -> bool:
+        """Not parting, and not adopting a state, which may be mine."""
+        member = contact.member
+        return contact.parting_since is None and member.established and member.condition.phase not in (Phase.STARTING, Phase.JOINING)
+
+    def _draw(self, now: float) -> None:
+        own = sum(contact.own for contact in self._contacts.values())
+        if own >= self._own_max or len(self._contacts) >= self._settings.max_sessions:
+            return
+        free = sorted(line for line in self._neighbours if line not in self._contacts and now >= self._not_before.get(line, 0.0))
+        self._rng.shuffle(free)
+        for line in free[: min(self._own_max - own, self._settings.max_sessions - len(self._contacts))]:
+            member = self._membership.get(line)
+            if member is not None and now >= member.quarantined_until:
+                self._open(member, True, now)
+                self._sessions.call(member, now)
+
+    # ---- what peers do ----------------------------------------------------------------------------------------------------------------
+
+    def admit(self, member: Member, now: float) -> str | None:
+        """``member`` says HELLO: None when it is a contact now, else the code of the refusal."""
+        if not self._membership.bounded or member.line in self._contacts:
+            return None
+        if member.line not in self._neighbours:
+            return "no_neighbour"
+        if len(self._contacts) >= self._settings.max_sessions:
+            self._pressed = True
+            self.counters["full_sent"] += 1
+            return "full"
+        self._open(member, False, now)
+        return None
+
+    def turned_away(self, member: Member, now: float) -> None:
+        """It is full: draw another one."""
+        contact = self._contacts.get(member.line)
+        if contact is not None and not self._exchanges.busy_with(member):
+            self.counters["turned_away"] += 1
+            self._close(contact, now + self._rng.uniform(*FULL_S))
+
+    def on_part(self, member: Member, now: float) -> None:
+        contact = self._contacts.get(member.line)
+        if contact is not None:
+            self.counters["parts_received"] += 1
+            contact.heard = True
+            self._part(contact, now)
+
+    # ---- parting ----------------------------------------------------------------------------------------------------------------------
+
+    def _part(self, contact: _Contact, now: float) -> None:
+        if contact.parting_since is None:
+            contact.parting_since = now
+            contact.member.parting = True
+            self._run.changed = True
+        if not self._exchanges.busy_with(contact.member):
+            self._go_on_parting(contact, now)
+
+    def _go_on_parting(self, contact: _Contact, now: float) -> None:
+        """Nothing of ours is open here."""
+        if contact.parting_since is None:
+            return
+        member = contact.member
+        if contact.said_at is None and member.session_out is not None:
+            contact.said_at = now
+            self._out.add(SendUp(member.line, Part(session=member.session_out)))
+        agreed = contact.heard and contact.said_at is not None and now - contact.said_at >= PART_TRAVELS_S
+        if agreed or now - contact.parting_since > self._settings.keep_s:
+            self._close(contact, now + PARTED_S)
+
+    # ---- the list ---------------------------------------------------------------------------------------------------------------------
+
+    def _open(self, member: Member, own: bool, now: float) -> None:
+        self._membership.take(member)
+        self._contacts[member.line] = _Contact(member, own, now, now)
+
+    def _close(self, contact: _Contact, not_before: float) -> None:
+        line = contact.member.line
+        del self._contacts[line]
+        self._not_before[line] = not_before
+        self._membership.drop(contact.member)
+        self._out.add(Hangup(line))
+        self._run.changed = True
