@@ -41,7 +41,7 @@ def honest(session: int, incarnation: int, number: int, agreement: Mapping[str, 
     own, other = m.ExchangeId(LINE, incarnation, number), m.ExchangeId(number % 3, incarnation, number)
     said: list[m.UpMessage] = [
         m.Hello(node="raw", line=LINE, incarnation=incarnation, agreement=dict(agreement), condition=condition),
-        m.Heartbeat(session=session, nonce=b"", condition=condition, counters=(m.Counter(LINE, incarnation, number),)),
+        m.Heartbeat(session=session, nonce=b"", condition=condition, digest=(m.DigestEntry(LINE, incarnation, number),)),
         m.Offer(session=session, xid=own, snapshot=snapshot),
         m.Offer(session=session, xid=other, snapshot=snapshot),
         m.Fetch(session=session, xid=own),
