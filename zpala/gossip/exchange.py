@@ -120,7 +120,7 @@ class Exchanges:
         return self.current is None and not self.doubts
 
     def in_doubt(self, member: Member) -> bool:
-        return any(doubt.peer is member for doubt in self.doubts.values())
+        return bool(self.doubts) and any(doubt.peer is member for doubt in self.doubts.values())
 
     def median_s(self) -> float:
         """Median time from freezing to queueing the delta."""
@@ -130,7 +130,9 @@ class Exchanges:
 
     def deadline(self) -> float:
         """When ``on_timer`` has something to do, inf when nothing is open."""
-        return min((min(item.deadline, item.retransmit_at) for item in self._open()), default=math.inf)
+        if self.idle:
+            return math.inf
+        return min(min(item.deadline, item.retransmit_at) for item in self._open())
 
     # ---- starting ---------------------------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class Finish:
         run = self._run
         if run.finish_reason or not run.changed:
             return
-        reasons = [member.condition.finish_reason for member in self._neighbourhood.of_run() if member.condition.finish_reason]
+        reasons = self._neighbourhood.finish_reasons()
         if self._budget.total() >= self._budget.budget:
             reasons.append("budget")
         elif self.all_reached():
@@ -34,6 +34,8 @@ class Finish:
             run.announce = True
 
     def all_reached(self) -> bool:
-        """Have all live nodes of the run, this one included, reached the target?"""
+        """Have all live nodes of the run, this one included, reached the target? Nobody has, where there is none."""
+        if self._target_return is None:
+            return False
         conditions = [self._run.condition(), *(member.condition for member in self._neighbourhood.of_run())]
         return all(reached(condition, self._target_return) for condition in conditions)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from zpala.gossip.membership import ACTIVE, Member, Membership, Phase
+from zpala.gossip.membership import ACTIVE, Liveness, Member, Membership, Phase
 from zpala.gossip.run import Run
 from zpala.gossip.topology import Topology
+
+_LIVE = frozenset({Liveness.ALIVE, Liveness.SUSPECT})  # ``Member.live``: every event looks at every member
 
 
 class Neighbourhood:
@@ -15,7 +17,8 @@ class Neighbourhood:
     def __init__(self, line: int, topology: Topology, membership: Membership, run: Run) -> None:
         self._membership = membership
         self._run = run
-        self._neighbours = [member for member in membership if member.line in topology.neighbours(line)]
+        self._members = tuple(membership)
+        self._neighbours = tuple(member for member in self._members if member.line in topology.neighbours(line))
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._neighbours)
@@ -25,15 +28,24 @@ class Neighbourhood:
 
     def of_run(self) -> list[Member]:
         """Live peers of this run that learn or drain, neighbours or not."""
-        return [m for m in self._membership if m.live and m.nonce == self._run.nonce and m.condition.phase in ACTIVE]
+        return self._present(self._members)
 
     def live(self) -> list[Member]:
         """The neighbours among them."""
-        return [member for member in self.of_run() if member in self._neighbours]
+        return self._present(self._neighbours)
+
+    def finish_reasons(self) -> list[str]:
+        """Why the peers of this run that say so end it."""
+        ending = [member for member in self._members if member.condition.finish_reason]
+        return [member.condition.finish_reason for member in self._present(ending)] if ending else []
+
+    def _present(self, members: Iterable[Member]) -> list[Member]:
+        nonce = self._run.nonce
+        return [m for m in members if m.liveness in _LIVE and m.nonce == nonce and m.condition.phase in ACTIVE]
 
     def eligible(self, now: float) -> tuple[Member, ...]:
         """The neighbours that may hold the gate of this node."""
         if self._run.phase is not Phase.RUNNING:
             return ()
-        nonce = self._run.nonce
-        return tuple(member for member in self._neighbours if member.nonce == nonce and self._membership.holds_gate(member, now))
+        nonce, holds_gate = self._run.nonce, self._membership.holds_gate
+        return tuple([member for member in self._neighbours if member.nonce == nonce and holds_gate(member, now)])

@@ -190,10 +190,8 @@ class VirtualCluster:
 
     def total(self) -> Any:
         """Sum over the learning nodes of the parameters with every delta that is queued for them, float64."""
-        total = np.zeros(self.numel, np.float64)
-        for node in self.learning():
-            total += node.effective()
-        return total
+        vectors = [vector for node in self.learning() for vector in node.parameters()]
+        return np.sum(vectors, axis=0, dtype=np.float64) if vectors else np.zeros(self.numel)
 
     def drift_error(self) -> float:
         """Largest difference of a coordinate's sum from the ledger."""

@@ -98,12 +98,14 @@ class SimulatedNode:
     # ---- what the proxy does ----------------------------------------------------------------------------------------------------------
 
     def do(self, actions: Iterable[Action]) -> None:
-        network = self.cluster.network
+        network, clock = self.cluster.network, self.cluster.clock
         for action in actions:
             if isinstance(action, SendUp):
                 if isinstance(action.message, Offer):
                     self._check_frozen(action.message.xid, action.message.snapshot)
                 network.send_up(self, action.line, action.message)
+            elif isinstance(action, ToLearner):
+                clock.later(self.cluster.mail_s, self.learner.receive, self, action.event)
             elif isinstance(action, SendDown):
                 if isinstance(action.message, Accept):
                     self._check_frozen(action.message.xid, action.message.snapshot)
@@ -112,17 +114,12 @@ class SimulatedNode:
                 network.dial(self, action.line)
             elif isinstance(action, Hangup):
                 network.hangup(self, action.line)
-            elif isinstance(action, ToLearner):
-                self.cluster.later(self.cluster.mail_s, self.learner.receive, self, action.event)
             else:
                 self.logs.append(action)
-        self._arm()
-
-    def _arm(self) -> None:
-        due = max(self.protocol.deadline(), self.cluster.now)
-        if due < self.timer_at and due < math.inf:
-            self.timer_at = due
-            self.cluster.at(due, self._tick, self, due)
+        due = self.protocol.deadline()
+        if due < self.timer_at and clock.now < self.timer_at:
+            self.timer_at = max(due, clock.now)
+            clock.at(self.timer_at, self._tick, self, self.timer_at)
 
     def _tick(self, due: float) -> None:
         if due == self.timer_at:
@@ -133,12 +130,12 @@ class SimulatedNode:
 
     def effective(self) -> Any:
         """Its parameters with every delta that is queued for them, float64."""
+        return np.sum(self.parameters(), axis=0, dtype=np.float64)
+
+    def parameters(self) -> list[Vector]:
+        """Its parameters, and every delta that is queued for them."""
         through = self.learner.deltas.applied_through
-        total = self.learner.vector.astype(np.float64)
-        for sequence, delta in self._deltas.items():
-            if sequence > through:
-                total += delta
-        return total
+        return [self.learner.vector, *[delta for sequence, delta in self._deltas.items() if sequence > through]]
 
     def published(self, snapshot: Vector, published: Published) -> None:
         self._snapshot, self._snapshot_version, self._through = snapshot, published.version, published.applied_through
