@@ -19,6 +19,7 @@ from zpala.sim.clock import Clock
 from zpala.sim.ledger import Ledger
 from zpala.sim.network import Network
 from zpala.sim.node import SimulatedNode
+from zpala.sim.patience import Patience
 
 NUMEL = 16
 SLACK_S = 3.0  # beside the protocol's own limits: timers, travelling, messages that had to be repeated
@@ -110,6 +111,7 @@ class VirtualCluster:
         )
         half_s = self.settings.exchange_timeout_s + self.settings.keep_s + longest_pause_s + SLACK_S
         self.ledger = Ledger(numel, half_s, self.violations)
+        self.patience = Patience(self.settings, self.violations)
         starts = [self._start_vector(spread) for _ in range(size)]
         self.nodes.extend(SimulatedNode(self, line, 1 + line, starts[line]) for line in range(size))
         times = list(start_times) if start_times is not None else [self.rng.uniform(0, 0.2) for _ in range(size)]
@@ -169,6 +171,7 @@ class VirtualCluster:
     def resume(self, line: int) -> None:
         node = self.nodes[line]
         node.paused = False
+        self.patience.woke(node.process, self.now)
         backlog, node.backlog = node.backlog, []
         for call in backlog:
             if node.alive:

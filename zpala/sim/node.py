@@ -13,7 +13,8 @@ from zpala.gossip.actions import Action, Dial, Hangup, Log, SendDown, SendUp, To
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import Drained, Fatal, Published
 from zpala.gossip.exchange_state import Ending, Step
-from zpala.gossip.messages import Accept, ExchangeId, Offer, SnapshotDescription
+from zpala.gossip.membership import Member
+from zpala.gossip.messages import Accept, Condition, ExchangeId, Offer, SnapshotDescription
 from zpala.sim.learner import Learner
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class SimulatedNode:
             target_return=cluster.target_return,
         )
         self._watch_endings()
+        self._watch_news()
         self._snapshot: Vector | None = None
         self._snapshot_version = -1
         self._through = 0
@@ -77,6 +79,14 @@ class SimulatedNode:
     @property
     def exchanges(self) -> Any:
         return self.protocol._exchanges
+
+    @property
+    def membership(self) -> Any:
+        return self.protocol._membership
+
+    def period_of(self, line: int) -> float:
+        """Mean time of an update of that peer as this node sees it, 0.0 until it is known."""
+        return float(self.membership.get(line).update_period_s)
 
     def run(self) -> None:
         self.started = True
@@ -163,6 +173,17 @@ class SimulatedNode:
             told(ending, now)
 
         exchanges._ended = watch
+
+    def _watch_news(self) -> None:
+        membership, patience = self.membership, self.cluster.patience
+        learn = membership.learn
+
+        def watch(member: Member, condition: Condition, nonce: bytes, now: float) -> bool:
+            changed: bool = learn(member, condition, nonce, now)
+            patience.heard(self.process, member, now)
+            return changed
+
+        membership.learn = watch
 
     def _on_ending(self, ending: Ending, now: float) -> None:
         ledger, exchange = self.cluster.ledger, ending.exchange
