@@ -101,6 +101,7 @@ class Exchanges:
         self._snapshots = Snapshots(nbytes, pool, shadow, guard, settings.mixing_weight)
         self._outcomes = Outcomes(settings.keep_s)
         self._durations: deque[float] = deque(maxlen=DURATIONS)
+        self._median_s = FIRST_DURATION_S
 
     # ---- what the protocol asks -------------------------------------------------------------------------------------------------------
 
@@ -124,9 +125,7 @@ class Exchanges:
 
     def median_s(self) -> float:
         """Median time from freezing to queueing the delta."""
-        if not self._durations:
-            return FIRST_DURATION_S
-        return sorted(self._durations)[len(self._durations) // 2]
+        return self._median_s
 
     def deadline(self) -> float:
         """When ``on_timer`` has something to do, inf when nothing is open."""
@@ -389,6 +388,7 @@ class Exchanges:
         self.last_distance = exchange.distance
         if not late:
             self._durations.append(now - exchange.started_at)
+            self._median_s = sorted(self._durations)[len(self._durations) // 2]
         self._out.learner(
             DeltaQueued(
                 sequence=sequence,

@@ -194,7 +194,9 @@ class VirtualCluster:
     def total(self) -> Any:
         """Sum over the learning nodes of the parameters with every delta that is queued for them, float64."""
         vectors = [vector for node in self.learning() for vector in node.parameters()]
-        return np.sum(vectors, axis=0, dtype=np.float64) if vectors else np.zeros(self.numel)
+        if not vectors:
+            return np.zeros(self.numel)
+        return np.add.reduce(np.concatenate(vectors).reshape(-1, self.numel), axis=0, dtype=np.float64)  # np.sum takes twice as long
 
     def drift_error(self) -> float:
         """Largest difference of a coordinate's sum from the ledger."""
