@@ -13,14 +13,14 @@ from zpala.gossip.exchange_state import State
 from zpala.gossip.membership import Membership
 from zpala.gossip.shadow import Shadow, Vector
 from zpala.sim.faults import NAMES
-from zpala.sim.simulation import Scenario, simulate
+from zpala.sim.simulation import Scenario, Simulation, simulate
 
 SEEDS = 200
 
 
-def caught(*texts: str, seeds: int = SEEDS, faults: tuple[str, ...] = NAMES) -> int:
-    """The first seed with a violation that contains one of ``texts``; fails when there is none."""
-    for seed in range(seeds):
+def caught(*texts: str, first: int = 0, seeds: int = SEEDS, faults: tuple[str, ...] = NAMES) -> int:
+    """The first seed, from ``first`` on, with a violation that contains one of ``texts``; fails when there is none."""
+    for seed in range(first, seeds):
         outcome = simulate(Scenario(seed=seed, seconds=60.0, faults=faults))
         if any(text in violation for violation in outcome.violations for text in texts):
             return seed
@@ -47,7 +47,7 @@ def test_aborting_after_the_own_ok(monkeypatch: pytest.MonkeyPatch) -> None:
         original(self, item, now)
 
     monkeypatch.setattr(Exchanges, "_expire", expire)
-    caught("and never by node", "was told to abort what it had applied")
+    caught("and never by node", "was told to abort what it had applied", first=15)
 
 
 def test_answering_an_offer_while_engaged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +94,25 @@ def test_blaming_others_for_the_own_pause(monkeypatch: pytest.MonkeyPatch) -> No
     assert honest.counts["pauses"] > 0
     monkeypatch.setattr(Membership, "observe", lambda self, now: False)
     assert simulate(scenario).counts["dead"] > honest.counts["dead"]
+
+
+def test_waiting_for_a_learner_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Membership, "stalled", lambda self, member, now: False)
+    caught("whose learner it has not heard of", faults=("hang",))
+
+
+def test_waiting_for_a_learner_that_hangs_with_max_lead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its neighbours are forced on again and again, an update every six seconds."""
+    scenario = Scenario(seed=24, seconds=60.0, faults=("hang",))
+    honest = Simulation(scenario)
+    outcome = honest.play()
+    assert honest.cluster.settings.max_lead > 0
+    assert outcome.faults["hang"] > 0
+    assert outcome.violations == []
+    monkeypatch.setattr(Membership, "stalled", lambda self, member, now: False)
+    mutant = simulate(scenario)
+    assert mutant.counts["gate_forced"] > outcome.counts["gate_forced"]
+    assert any("was forced to open its gate" in violation for violation in mutant.violations)
 
 
 def test_the_real_protocol_is_not_caught() -> None:

@@ -102,6 +102,7 @@ class Exchanges:
         self._snapshots = Snapshots(nbytes, pool, shadow, guard, settings.mixing_weight)
         self._outcomes = Outcomes(settings.keep_s)
         self._durations: deque[float] = deque(maxlen=DURATIONS)
+        self._median_s = FIRST_DURATION_S
 
     # ---- what the protocol asks -------------------------------------------------------------------------------------------------------
 
@@ -121,7 +122,7 @@ class Exchanges:
         return self.current is None and not self.doubts
 
     def in_doubt(self, member: Member) -> bool:
-        return any(doubt.peer is member for doubt in self.doubts.values())
+        return bool(self.doubts) and any(doubt.peer is member for doubt in self.doubts.values())
 
     def busy_with(self, member: Member) -> bool:
         """Is an exchange with it open, or in doubt?"""
@@ -129,13 +130,13 @@ class Exchanges:
 
     def median_s(self) -> float:
         """Median time from freezing to queueing the delta."""
-        if not self._durations:
-            return FIRST_DURATION_S
-        return sorted(self._durations)[len(self._durations) // 2]
+        return self._median_s
 
     def deadline(self) -> float:
         """When ``on_timer`` has something to do, inf when nothing is open."""
-        return min((min(item.deadline, item.retransmit_at) for item in self._open()), default=math.inf)
+        if self.idle:
+            return math.inf
+        return min(min(item.deadline, item.retransmit_at) for item in self._open())
 
     # ---- starting ---------------------------------------------------------------------------------------------------------------------
 
@@ -392,6 +393,7 @@ class Exchanges:
         self.last_distance = exchange.distance
         if not late:
             self._durations.append(now - exchange.started_at)
+            self._median_s = sorted(self._durations)[len(self._durations) // 2]
         self._out.learner(
             DeltaQueued(
                 sequence=sequence,

@@ -28,7 +28,7 @@ class Finish:
         run = self._run
         if run.finish_reason or not run.changed:
             return
-        reasons = [member.condition.finish_reason for member in self._neighbourhood.of_run() if member.condition.finish_reason]
+        reasons = self._neighbourhood.finish_reasons()
         if self._budget.total() >= self._budget.budget:
             reasons.append("budget")
         elif self.all_reached(now):

@@ -128,6 +128,7 @@ class Membership:
         self._settings = settings
         self._members = {} if self.bounded else {other: Member(other) for other in range(size) if other != line}
         self._present = {} if self.bounded else self._members
+        self.generation = 0  # grows whenever others are iterated over than before
         self._links: dict[bytes, Member] = {}
         self._seen_at = now
         self.pauses = 0  # of this very process
@@ -148,11 +149,13 @@ class Membership:
     def take(self, member: Member) -> None:
         """It is to be iterated over from now on, as one that has not been heard of."""
         self._present[member.line] = member
+        self.generation += 1
         member.liveness = Liveness.UNKNOWN
 
     def drop(self, member: Member) -> None:
         """No sessions with it any more; what its process has said of itself, and its incarnation, are remembered."""
         del self._present[member.line]
+        self.generation += 1
         self.unbind(member)
         member.session_out = None
         member.parting = False

@@ -110,6 +110,8 @@ class Guard:
 
 
 def _block_square_norm(block: Vector) -> float:
+    if len(block) < ROW_ELEMENTS:
+        return float(np.vecdot(block, block))
     whole = len(block) - len(block) % ROW_ELEMENTS
     rows = block[:whole].reshape(-1, ROW_ELEMENTS)
     rest = block[whole:]

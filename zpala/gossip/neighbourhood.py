@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from zpala.gossip.membership import ACTIVE, Member, Membership, Phase
+from zpala.gossip.membership import ACTIVE, Liveness, Member, Membership, Phase
 from zpala.gossip.run import Run
 from zpala.gossip.topology import Topology
+
+_LIVE = frozenset({Liveness.ALIVE, Liveness.SUSPECT})  # ``Member.live``: every event looks at every member
 
 
 class Neighbourhood:
@@ -16,24 +18,48 @@ class Neighbourhood:
         self._membership = membership
         self._run = run
         self._lines = topology.neighbours(line)
+        self._members: tuple[Member, ...] = ()  # as of ``_generation`` of the membership
+        self._neighbours: tuple[Member, ...] = ()
+        self._generation = -1
 
     def __iter__(self) -> Iterator[Member]:
-        return (member for member in self._membership if member.line in self._lines)
+        self._follow()
+        return iter(self._neighbours)
 
     def __contains__(self, member: Member) -> bool:
         return member.line in self._lines
 
     def of_run(self) -> list[Member]:
         """Live peers of this run that learn or drain, neighbours or not; of a long hosts.txt only those with a session."""
-        return [m for m in self._membership if m.live and m.nonce == self._run.nonce and m.condition.phase in ACTIVE]
+        self._follow()
+        return self._present(self._members)
 
     def live(self) -> list[Member]:
         """The neighbours among them."""
-        return [member for member in self.of_run() if member.line in self._lines]
+        self._follow()
+        return self._present(self._neighbours)
+
+    def finish_reasons(self) -> list[str]:
+        """Why the peers of this run that say so end it."""
+        self._follow()
+        ending = [member for member in self._members if member.condition.finish_reason]
+        return [member.condition.finish_reason for member in self._present(ending)] if ending else []
+
+    def _follow(self) -> None:
+        """Every event asks several times, and who is a member seldom changes."""
+        if self._generation != self._membership.generation:
+            self._generation = self._membership.generation
+            self._members = tuple(self._membership)
+            self._neighbours = tuple(member for member in self._members if member.line in self._lines)
+
+    def _present(self, members: Iterable[Member]) -> list[Member]:
+        nonce = self._run.nonce
+        return [m for m in members if m.liveness in _LIVE and m.nonce == nonce and m.condition.phase in ACTIVE]
 
     def eligible(self, now: float) -> tuple[Member, ...]:
         """The neighbours that may hold the gate of this node."""
         if self._run.phase is not Phase.RUNNING:
             return ()
-        nonce = self._run.nonce
-        return tuple(member for member in self if member.nonce == nonce and self._membership.holds_gate(member, now))
+        self._follow()
+        nonce, holds_gate = self._run.nonce, self._membership.holds_gate
+        return tuple([member for member in self._neighbours if member.nonce == nonce and holds_gate(member, now)])

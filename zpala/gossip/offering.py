@@ -58,8 +58,9 @@ class Offering:
             return
         if draining and self._drain.close(self._neighbourhood.live()):
             return  # another exchange could only put off the moment at which nothing is open any more
-        of_run = [m for m in self._neighbourhood if m.nonce == self._run.nonce and not self._exchanges.in_doubt(m)]
-        possible = [member for member in of_run if self._membership.partner(member, now)]
+        nonce, in_doubt, partner = self._run.nonce, self._exchanges.in_doubt, self._membership.partner
+        of_run = [member for member in self._neighbourhood if member.nonce == nonce and not in_doubt(member)]
+        possible = [member for member in of_run if partner(member, now)]
         urgent = self._urgent(possible, draining)
         candidates = urgent or possible
         if not candidates:

@@ -9,7 +9,7 @@ from zpala.gossip.adoption import Donor
 from zpala.gossip.budget import BudgetCounter
 from zpala.gossip.divergence import Divergence
 from zpala.gossip.events import View
-from zpala.gossip.exchange import Exchanges
+from zpala.gossip.exchange import COUNTERS, Exchanges
 from zpala.gossip.finish import Finish
 from zpala.gossip.hearsay import Hearsay
 from zpala.gossip.membership import Member
@@ -18,6 +18,7 @@ from zpala.gossip.run import Run
 
 AVERAGED_WITHIN_S = 30.0  # "averaged with 3/3" looks back that far
 CLOCKS_S = 0.02  # views that differ in nothing but clocks come at most so often
+REJECTED = tuple(name for name in COUNTERS if name.startswith("rejected_"))
 
 
 class Outlook:
@@ -52,6 +53,7 @@ class Outlook:
         self._donor = donor
         self._finish = finish
         self._out = outbox
+        self._told: tuple[Member, ...] = ()  # who was eligible then
         self._clocks: tuple[tuple[int, int], ...] = ()  # as last told
         self._sent_at = -math.inf
 
@@ -62,7 +64,7 @@ class Outlook:
     def changed(self, now: float) -> bool:
         """Are others eligible than the learner was told, or have the clocks of its lead moved, and is it time to say so?"""
         eligible = self._eligible(now)
-        if tuple(member.line for member in eligible) != self.eligible:
+        if eligible != self._told:
             return True
         moved = self._clocks_of(eligible) != self._clocks
         self.due_at = self._sent_at + CLOCKS_S if moved else math.inf
@@ -72,11 +74,12 @@ class Outlook:
         return self._neighbourhood.eligible(now) if self._enabled else ()
 
     def _clocks_of(self, eligible: tuple[Member, ...]) -> tuple[tuple[int, int], ...]:
-        return tuple((member.line, _version(member)) for member in eligible if not member.slow) if self._leads else ()
+        return tuple([(member.line, _version(member)) for member in eligible if not member.slow]) if self._leads else ()
 
     def send(self, now: float) -> None:
         eligible = self._eligible(now)
-        self.eligible = tuple(member.line for member in eligible)
+        self.eligible = tuple([member.line for member in eligible])
+        self._told = eligible
         self._clocks = self._clocks_of(eligible)
         self._sent_at, self.due_at = now, math.inf
         near = self._neighbourhood.live()
@@ -100,7 +103,7 @@ class Outlook:
                 busy=counters["busy_received"],
                 doubts=counters["doubts"],
                 defects=counters["defects"],
-                rejected=sum(count for name, count in counters.items() if name.startswith("rejected_")),
+                rejected=sum([counters[name] for name in REJECTED]),
                 diverged=self._divergence.found,
                 rejoins=self._divergence.rejoins,
                 distance=self._exchanges.last_distance,

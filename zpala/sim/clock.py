@@ -32,19 +32,21 @@ class Clock:
         heapq.heappush(self._queue, (when, next(self._order), what, owner, arguments))
 
     def later(self, delay_s: float, what: Callable[..., Any], owner: Owner | None, *arguments: Any) -> None:
-        self.at(self.now + delay_s, what, owner, *arguments)
+        heapq.heappush(self._queue, (self.now + delay_s, next(self._order), what, owner, arguments))
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> bool:
         """Advance the clock; True when ``until`` became true (asked after every call)."""
-        end = self.now + seconds
-        while self._queue and self._queue[0][0] <= end:
-            when, _, what, owner, arguments = heapq.heappop(self._queue)
-            self.now = when
+        end, queue = self.now + seconds, self._queue
+        while queue and queue[0][0] <= end:
+            self.now, _, what, owner, arguments = heapq.heappop(queue)
             self.events += 1
             if owner is None:
                 what(*arguments)
             elif owner.alive:
-                self.give(owner, what, *arguments)
+                if owner.paused:
+                    owner.backlog.append(functools.partial(what, *arguments))
+                else:
+                    what(*arguments)
             if until is not None and until():
                 return True
         self.now = end

@@ -19,6 +19,7 @@ from zpala.sim.clock import Clock
 from zpala.sim.ledger import Ledger
 from zpala.sim.network import Network
 from zpala.sim.node import SimulatedNode
+from zpala.sim.patience import Patience
 
 NUMEL = 16
 SLACK_S = 3.0  # beside the protocol's own limits: timers, travelling, messages that had to be repeated
@@ -111,6 +112,7 @@ class VirtualCluster:
         )
         half_s = self.settings.exchange_timeout_s + self.settings.keep_s + longest_pause_s + SLACK_S
         self.ledger = Ledger(numel, half_s, self.violations)
+        self.patience = Patience(self.settings, self.violations)
         starts = [self._start_vector(spread) for _ in range(size)]
         self.nodes.extend(SimulatedNode(self, line, 1 + line, starts[line]) for line in range(size))
         times = list(start_times) if start_times is not None else [self.rng.uniform(0, 0.2) for _ in range(size)]
@@ -170,6 +172,7 @@ class VirtualCluster:
     def resume(self, line: int) -> None:
         node = self.nodes[line]
         node.paused = False
+        self.patience.woke(node.process, self.now)
         backlog, node.backlog = node.backlog, []
         for call in backlog:
             if node.alive:
@@ -191,10 +194,10 @@ class VirtualCluster:
 
     def total(self) -> Any:
         """Sum over the learning nodes of the parameters with every delta that is queued for them, float64."""
-        total = np.zeros(self.numel, np.float64)
-        for node in self.learning():
-            total += node.effective()
-        return total
+        vectors = [vector for node in self.learning() for vector in node.parameters()]
+        if not vectors:
+            return np.zeros(self.numel)
+        return np.add.reduce(np.concatenate(vectors).reshape(-1, self.numel), axis=0, dtype=np.float64)  # np.sum takes twice as long
 
     def drift_error(self) -> float:
         """Largest difference of a coordinate's sum from the ledger."""

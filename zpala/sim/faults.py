@@ -124,6 +124,8 @@ def hang(cluster: VirtualCluster, rng: random.Random) -> str | None:
     if node is None:
         return None
     seconds = rng.uniform(3.0, 25.0)
+    if seconds > 22.0:  # one in seven: longer than most learners are waited for
+        seconds *= 2.0
     node.learner.hang()
     cluster.later(seconds, node.learner.wake, node)
     return f"the learner of {node.line} hangs for {seconds:.1f} s"

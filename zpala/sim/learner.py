@@ -160,6 +160,7 @@ class Learner:
             return
         verdict = self.gate.ask(self.updates, self.version, now)
         if isinstance(verdict, Closed):
+            self.check_patience(verdict)
             if self.state != "gate":
                 self.state, self._wait_began, self.due_at = "gate", now, now + self.gate.gate_limit_s
                 node.cluster.at(verdict.until, self.when_idle, node)
@@ -167,9 +168,15 @@ class Learner:
             return
         if isinstance(verdict, Forced):
             node.cluster.forced.append((now, node.line, verdict.holders))
+            self.check_patience(verdict)
         self.leave_gate()
         self.state = "learning"
         self.next_update()
+
+    def check_patience(self, verdict: Closed | Forced) -> None:
+        node = self.node
+        periods = {line: node.period_of(line) for line in verdict.holders}
+        node.cluster.patience.waits(node.process, periods, node.cluster.now, forced=isinstance(verdict, Forced))
 
     def finish(self, reason: str) -> None:
         self.leave_gate()

@@ -97,7 +97,10 @@ class Ledger:
 
     def error(self, total: NDArray[np.float64]) -> float:
         """How far the equation above is from holding; ``total`` is its left side."""
-        return float(np.abs(total - self.expected - sum(delta for _, _, delta, _ in self._half.values())).max())
+        difference = total - self.expected
+        for _, _, delta, _ in self._half.values():
+            difference -= delta
+        return float(np.maximum.reduce(np.abs(difference)))
 
     def check(self, total: NDArray[np.float64], now: float) -> None:
         error = self.error(total)

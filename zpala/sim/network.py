@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zpala.gossip import codec
 from zpala.gossip.actions import Payload, SendDown
 from zpala.gossip.buffers import Vector
@@ -72,6 +70,8 @@ class Network:
         self.resets = 0
         self.held = 0  # messages that a blocked direction has held back
         self.replayed = 0
+        self.coded = 0  # messages that passed the codec, and their bytes without payloads
+        self.coded_bytes = 0
         self.cut: set[frozenset[int]] = set()
         self.blocked: dict[tuple[int, int], float] = {}  # (from, to) -> since when
         self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset
@@ -87,7 +87,7 @@ class Network:
         self._encoded = 0
         self._identities = itertools.count(1)
         self._routes: dict[bytes, Connection] = {}
-        self._waiting: dict[tuple[int, int], list[tuple[Connection, str, int, Callable[[], None]]]] = {}
+        self._waiting: dict[tuple[int, int], list[tuple[Connection, str, int, Callable[..., None], tuple[Any, ...]]]] = {}
         self._heard: deque[tuple[bytes, int, UpMessage]] = deque(maxlen=REMEMBERED)
 
     # ---- connections ------------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,9 @@ class Network:
 
     def _reaches(self, a: int, b: int) -> bool:
         """Both ways: a handshake needs both."""
-        return frozenset({a, b}) not in self.cut and (a, b) not in self.blocked and (b, a) not in self.blocked
+        if self.cut and frozenset({a, b}) in self.cut:
+            return False
+        return (a, b) not in self.blocked and (b, a) not in self.blocked
 
     def hangup(self, node: SimulatedNode, line: int) -> None:
         connection = node.dealers.pop(line, None)
@@ -166,9 +168,9 @@ class Network:
     def unblock(self, source: int, target: int) -> None:
         """What was held arrives after all, unless its connection has broken meanwhile."""
         self.blocked.pop((source, target), None)
-        for connection, direction, nbytes, deliver in self._waiting.pop((source, target), []):
+        for connection, direction, nbytes, deliver, arguments in self._waiting.pop((source, target), []):
             if connection.up:
-                self._clock.at(self._arrival(connection, direction, nbytes), deliver, None)
+                self._clock.at(self._arrival(connection, direction, nbytes), deliver, None, *arguments)
 
     def heal(self) -> None:
         self.cut.clear()
@@ -183,7 +185,7 @@ class Network:
         target = self._nodes[line]
         if target.alive and target.started:
             self.replayed += 1
-            self._clock.give(target, lambda: target.hear(identity, message))
+            self._clock.give(target, self._hand_up, target, identity, message)
 
     # ---- messages ---------------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class Network:
         self.sent[type(message).__name__] += 1
         if not self._lost(node.line, line, message):
             message = self._coded(message, codec.decode_up)
-            self._travel(connection, "up", 0, lambda: self._deliver_up(connection, message))
+            self._travel(connection, "up", 0, self._deliver_up, connection, message)
 
     def send_down(self, node: SimulatedNode, action: SendDown) -> None:
         connection = self._routes.get(action.link)
@@ -210,38 +212,39 @@ class Network:
         message = self._coded(action.message, codec.decode_down)
         if payload is None:
             if not lost:
-                self._travel(connection, "down", 0, lambda: self._deliver_down(connection, message, None))
+                self._travel(connection, "down", 0, self._deliver_down, connection, message, None)
             return
         array = node.protocol.payload_array(payload)
         connection.last["down"] = max(connection.last.get("down", 0.0), self._clock.now + self._rng.uniform(*self._send_s))
-        self._clock.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, array.copy(), lost)
+        self._clock.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, array.tobytes(), lost)
 
     def _transmit(
-        self, node: SimulatedNode, connection: Connection, message: DownMessage, payload: Payload, array: Vector, before: Vector, lost: bool
+        self, node: SimulatedNode, connection: Connection, message: DownMessage, payload: Payload, array: Vector, before: bytes, lost: bool
     ) -> None:
-        if node.alive and not np.array_equal(array, before, equal_nan=True):
+        if node.alive and array.tobytes() != before:
             self._violations.append(f"{payload} of node {node.line} was overwritten while it was being sent")
         content = self.corrupt(node.line, connection.source.line, message, array.copy())
         self._sent(node, payload)
         if not lost and connection.up:
-            self._travel(connection, "down", array.nbytes, lambda: self._deliver_down(connection, message, content))
+            self._travel(connection, "down", array.nbytes, self._deliver_down, connection, message, content)
 
     def _sent(self, node: SimulatedNode, payload: Payload) -> None:
         if node.alive:
             self._clock.give(node, lambda: node.do(node.protocol.on_sent(payload, self._clock.now)))
 
-    def _travel(self, connection: Connection, direction: str, nbytes: int, deliver: Callable[[], None]) -> None:
-        ends = connection.source.line, connection.target.line
-        way = ends if direction == "up" else ends[::-1]
-        if way in self.blocked:
-            self.held += 1
-            self._waiting.setdefault(way, []).append((connection, direction, nbytes, deliver))
-        else:
-            self._clock.at(self._arrival(connection, direction, nbytes), deliver, None)
+    def _travel(self, connection: Connection, direction: str, nbytes: int, deliver: Callable[..., None], *arguments: Any) -> None:
+        if self.blocked:
+            ends = connection.source.line, connection.target.line
+            way = ends if direction == "up" else ends[::-1]
+            if way in self.blocked:
+                self.held += 1
+                self._waiting.setdefault(way, []).append((connection, direction, nbytes, deliver, arguments))
+                return
+        self._clock.at(self._arrival(connection, direction, nbytes), deliver, None, *arguments)
 
     def _arrival(self, connection: Connection, direction: str, nbytes: int) -> float:
-        now = self._clock.now
-        way_s = self._rng.uniform(*self.latency_s) + self.further_s(connection.source.line, connection.target.line)
+        now, (least_s, most_s) = self._clock.now, self.latency_s
+        way_s = least_s + (most_s - least_s) * self._rng.random() + self.further_s(connection.source.line, connection.target.line)
         arrival = max(now + way_s + nbytes / self.bandwidth, connection.last.get(direction, -math.inf))
         connection.last[direction] = arrival
         return arrival
@@ -257,7 +260,10 @@ class Network:
     def _coded(self, message: Any, decode: Callable[[bytes], Any]) -> Any:
         self._encoded += 1
         if self._codec_every and self._encoded % self._codec_every == 0:
-            copy = decode(codec.encode(message))
+            frame = codec.encode(message)
+            self.coded += 1
+            self.coded_bytes += len(frame)
+            copy = decode(frame)
             if copy != message:
                 self._violations.append(f"the codec changed {message} to {copy}")
             return copy
@@ -267,12 +273,15 @@ class Network:
         target = connection.target
         if connection.up and target.alive:
             self._heard.append((connection.identity, target.line, message))
-            self._clock.give(target, lambda: target.hear(connection.identity, message))
+            self._clock.give(target, self._hand_up, target, connection.identity, message)
+
+    def _hand_up(self, node: SimulatedNode, identity: bytes, message: UpMessage) -> None:
+        node.hear(identity, message)
 
     def _deliver_down(self, connection: Connection, message: DownMessage, content: Vector | None) -> None:
         source, line = connection.source, connection.target.line
         if connection.up and source.alive:
-            self._clock.give(source, lambda: self._receive(source, line, message, content))
+            self._clock.give(source, self._receive, source, line, message, content)
 
     def _receive(self, node: SimulatedNode, line: int, message: DownMessage, content: Vector | None) -> None:
         nbytes = None

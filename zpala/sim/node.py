@@ -13,7 +13,8 @@ from zpala.gossip.actions import Action, Dial, Hangup, Log, SendDown, SendUp, To
 from zpala.gossip.buffers import Vector
 from zpala.gossip.events import Drained, Fatal, Published
 from zpala.gossip.exchange_state import Ending, Step
-from zpala.gossip.messages import Accept, ExchangeId, Offer, SnapshotDescription, UpMessage
+from zpala.gossip.membership import Member
+from zpala.gossip.messages import Accept, Condition, ExchangeId, Offer, SnapshotDescription, UpMessage
 from zpala.sim.learner import Learner
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class SimulatedNode:
             target_return=cluster.target_return,
         )
         self._watch_endings()
+        self._watch_news()
         self._snapshot: Vector | None = None
         self._snapshot_version = -1
         self._through = 0
@@ -77,6 +79,14 @@ class SimulatedNode:
     @property
     def exchanges(self) -> Any:
         return self.protocol._exchanges
+
+    @property
+    def membership(self) -> Any:
+        return self.protocol._membership
+
+    def period_of(self, line: int) -> float:
+        """Mean time of an update of that peer as this node sees it, 0.0 until it is known."""
+        return float(self.membership.get(line).update_period_s)
 
     def run(self) -> None:
         self.started = True
@@ -98,12 +108,14 @@ class SimulatedNode:
     # ---- what the proxy does ----------------------------------------------------------------------------------------------------------
 
     def do(self, actions: Iterable[Action]) -> None:
-        network = self.cluster.network
+        network, clock = self.cluster.network, self.cluster.clock
         for action in actions:
             if isinstance(action, SendUp):
                 if isinstance(action.message, Offer):
                     self._check_frozen(action.message.xid, action.message.snapshot)
                 network.send_up(self, action.line, action.message)
+            elif isinstance(action, ToLearner):
+                clock.later(self.cluster.mail_s, self.learner.receive, self, action.event)
             elif isinstance(action, SendDown):
                 if isinstance(action.message, Accept):
                     self._check_frozen(action.message.xid, action.message.snapshot)
@@ -112,23 +124,18 @@ class SimulatedNode:
                 network.dial(self, action.line)
             elif isinstance(action, Hangup):
                 network.hangup(self, action.line)
-            elif isinstance(action, ToLearner):
-                self.cluster.later(self.cluster.mail_s, self.learner.receive, self, action.event)
             else:
                 self.logs.append(action)
-        self._arm()
+        due = self.protocol.deadline()
+        if due < self.timer_at and clock.now < self.timer_at:
+            self.timer_at = max(due, clock.now)
+            clock.at(self.timer_at, self._tick, self, self.timer_at)
 
     def hear(self, link: bytes, message: UpMessage) -> None:
         """A message has come to its ROUTER."""
         protocol, now = self.protocol, self.cluster.now
         admitted = protocol.admits(link, type(message), now)
         self.do(protocol.on_up(link, message, now) if admitted else protocol.on_unread(link, now))
-
-    def _arm(self) -> None:
-        due = max(self.protocol.deadline(), self.cluster.now)
-        if due < self.timer_at and due < math.inf:
-            self.timer_at = due
-            self.cluster.at(due, self._tick, self, due)
 
     def _tick(self, due: float) -> None:
         if due == self.timer_at:
@@ -139,12 +146,12 @@ class SimulatedNode:
 
     def effective(self) -> Any:
         """Its parameters with every delta that is queued for them, float64."""
+        return np.sum(self.parameters(), axis=0, dtype=np.float64)
+
+    def parameters(self) -> list[Vector]:
+        """Its parameters, and every delta that is queued for them."""
         through = self.learner.deltas.applied_through
-        total = self.learner.vector.astype(np.float64)
-        for sequence, delta in self._deltas.items():
-            if sequence > through:
-                total += delta
-        return total
+        return [self.learner.vector, *[delta for sequence, delta in self._deltas.items() if sequence > through]]
 
     def published(self, snapshot: Vector, published: Published) -> None:
         self._snapshot, self._snapshot_version, self._through = snapshot, published.version, published.applied_through
@@ -172,6 +179,17 @@ class SimulatedNode:
             told(ending, now)
 
         exchanges._ended = watch
+
+    def _watch_news(self) -> None:
+        membership, patience = self.membership, self.cluster.patience
+        learn = membership.learn
+
+        def watch(member: Member, condition: Condition, nonce: bytes, now: float) -> bool:
+            changed: bool = learn(member, condition, nonce, now)
+            patience.heard(self.process, member, now)
+            return changed
+
+        membership.learn = watch
 
     def _on_ending(self, ending: Ending, now: float) -> None:
         ledger, exchange = self.cluster.ledger, ending.exchange
