@@ -7,7 +7,8 @@ it took in. So sockets and control messages per node have a bound that does not 
 averages with every neighbour.
 
 A session is given up in agreement (PART): neither makes new offers, each says PART when no exchange of theirs is open, and whoever has said
-and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced.
+and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced,
+unless all neighbours are contacts anyway: then it is dialled again and again, as in a short list.
 
 In a short list nothing of this happens: everybody has a session with everybody, for as long as both live.
 """
@@ -34,7 +35,7 @@ FULL_S = (1.0, 4.0)  # a neighbour that is full is asked again after that long
 PART_TRAVELS_S = 0.5  # to hang up sooner could lose it
 PARTED_S = 5.0  # one that was given up is not drawn again at once
 LOST_S = 10.0  # one that died or could not be reached; doubles every time
-LOST_MAX_S = 300.0
+LOST_MAX_S = 60.0
 COUNTERS = ("contacts", "redraws", "parts_received", "turned_away", "full_sent")
 
 
@@ -76,8 +77,8 @@ class Contacts:
         self._contacts: dict[int, _Contact] = {}
         self._not_before: dict[int, float] = {}  # line -> when it may be drawn again
         self._lost: dict[int, int] = {}  # line -> times that it could not be reached, one after the other
-        few = len(neighbours) <= settings.max_sessions
-        self._own_max = len(neighbours) if few else max(OWN_MIN, settings.max_sessions // OWN_SHARE)
+        self._few = len(neighbours) <= settings.max_sessions  # there is nobody to replace one by
+        self._own_max = len(neighbours) if self._few else max(OWN_MIN, settings.max_sessions // OWN_SHARE)
         self._pressed = False  # somebody was refused since the last redraw
         self._redraw_at = math.inf
 
@@ -106,7 +107,8 @@ class Contacts:
             self._lost.pop(member.line, None)
         if self._exchanges.busy_with(member):  # what is open or in doubt needs the link
             return
-        if member.liveness is Liveness.LEFT or member.liveness is Liveness.DEAD or now - contact.well_at > self._settings.dead_s:
+        gone = member.liveness is Liveness.DEAD or now - contact.well_at > self._settings.dead_s
+        if member.liveness is Liveness.LEFT or (gone and not self._few):
             self._replace_lost(contact, now)
         else:
             self._go_on_parting(contact, now)

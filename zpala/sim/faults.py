@@ -112,7 +112,9 @@ def slow(cluster: VirtualCluster, rng: random.Random) -> str | None:
     if node is None:
         return None
     seconds, factor, learner = rng.uniform(5.0, 20.0), rng.choice((3.0, 10.0)), node.learner
-    period_s = learner.period_s
+    period_s = cluster.periods[node.line]
+    if learner.period_s != period_s:  # it is slow already
+        return None
     learner.period_s = factor * period_s
     cluster.later(seconds, setattr, None, learner, "period_s", period_s)
     return f"{node.line} is {factor:.0f} times slower for {seconds:.1f} s"
