@@ -15,7 +15,7 @@ from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology, load_topology
 from zpala.sim.cluster import VirtualCluster
 
-SIZE = 14
+SIZE = 12
 SESSIONS = 4
 PERIOD_S = 0.4
 
@@ -58,13 +58,13 @@ def partners(cluster: VirtualCluster) -> dict[int, set[int]]:
     return met
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_nobody_has_more_sessions_than_the_bound_and_over_time_everybody_meets_everybody(seed: int) -> None:
     cluster = started(seed=seed)
     most = watch(cluster)
     cluster.run(5.0)
     early = partners(cluster)
-    cluster.run(120.0)
+    cluster.run(70.0)
     assert most == {"dealers": SESSIONS, "links": SESSIONS, "members": SESSIONS}, "the bound is used"
     assert max(len(met) for met in early.values()) < SIZE - 1
     met = partners(cluster)
@@ -159,7 +159,7 @@ def star(size: int) -> Topology:
 
 
 def test_everybody_gets_a_turn_at_a_node_that_everybody_needs() -> None:
-    """The hub of a star has room for four of thirteen, and gives a contact up when somebody was refused."""
+    """The hub of a star has room for four of eleven, and gives a contact up when somebody was refused."""
     cluster = started(topology=star(SIZE), settings=settings(topology="star"))
     cluster.run(90.0)
     assert cluster.nodes[0].protocol.metrics()["full_sent"] > 0
@@ -188,7 +188,7 @@ def test_only_neighbours_are_dialled_and_let_in() -> None:
     assert {m.line for m in node.protocol._membership} == topology.neighbours(0)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_parting_leaves_no_exchange_behind(seed: int) -> None:
     """Sessions are given up all the time, and at first every PART is lost: what is in doubt is resolved over the link, not given up."""
     cluster = started(seed=seed, settings=settings(redraw_s=0.5), latency_s=(0.05, 0.2))

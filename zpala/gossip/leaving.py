@@ -1,4 +1,4 @@
-"""How a node leaves: with the others when it is equal to its neighbours (design D6), or alone and soon when it is told to stop.
+"""How a node leaves: with the others when all are equal to their neighbours (design D6), or alone and soon when it is told to stop.
 
 Owns the phases after RUNNING, the limit on leaving alone, and the count of what was still in doubt. Who is close is ``drain``'s knowledge,
 why the run ends is ``finish``'s. Runs in the proxy thread.
@@ -65,9 +65,10 @@ class Leaving:
         self._stop_at = min(self._stop_at, now + STOP_S)
 
     def check_drained(self, now: float) -> None:
-        """Equal to the neighbours: say so, and leave when they are, too.
+        """Equal to the neighbours: say so, and leave when everybody is.
 
-        A node that left on its own closeness would be left behind by a neighbour that still moves towards others.
+        A node that left on its own closeness would be left behind by a neighbour that still moves towards others, and one that left on
+        its neighbours' by whoever moves them: along a ring that can be far away. Of a long hosts.txt only those with a session are asked.
         """
         if self._run.phase not in ENDED:
             return
@@ -80,11 +81,11 @@ class Leaving:
             self._run.enter(Phase.FINISHED, now)
         elif self._run.phase is Phase.FINISHED and close and settled:
             self._run.enter(Phase.DRAINED, now)
-        if self._run.phase is Phase.DRAINED and settled and self._neighbours_drained():
+        if self._run.phase is Phase.DRAINED and settled and self._all_drained():
             self.leave("drained", now)
 
-    def _neighbours_drained(self) -> bool:
-        return not self._enabled or all(member.condition.phase == Phase.DRAINED for member in self._neighbourhood.live())
+    def _all_drained(self) -> bool:
+        return not self._enabled or all(member.condition.phase == Phase.DRAINED for member in self._neighbourhood.of_run())
 
     def check_stop(self, now: float) -> None:
         if self.stopping and self._run.phase is not Phase.LEAVING and (self._exchanges.idle or now >= self._stop_at):

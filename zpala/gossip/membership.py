@@ -17,6 +17,7 @@ from zpala.gossip.settings import GossipSettings
 
 WARM_UPDATES = 10  # a learner's first updates may take long (compilation): until then it neither stalls nor holds a gate
 UNANSWERED_MAX = 3  # own offers without an answer, or exchanges broken off, since the last one applied; then the peer holds no gate
+PERIOD_GROWTH = 4.0  # an update that takes longer than so many others counts as so many
 STRIKES_MAX = 3  # bad snapshots, then the peer is quarantined
 QUARANTINE_S = 60.0  # doubles every time
 
@@ -217,6 +218,8 @@ class Membership:
         if gained or condition.phase != before.phase:
             if gained and before.updates:
                 period = (now - member.progress_at) / gained
+                if member.update_period_s:  # a learner that hung for long does not have long updates
+                    period = min(period, PERIOD_GROWTH * member.update_period_s)
                 member.update_period_s += (0.2 if member.update_period_s else 1.0) * (period - member.update_period_s)
             member.progress_at = now
         changed = condition.phase != before.phase or condition.finish_reason != before.finish_reason or nonce != member.nonce
