@@ -15,7 +15,12 @@ class Neighbourhood:
     def __init__(self, line: int, topology: Topology, membership: Membership, run: Run) -> None:
         self._membership = membership
         self._run = run
+        self._line = line
         self._lines = topology.neighbours(line)
+
+    def grow(self, topology: Topology) -> None:
+        """``topology`` holds from now on."""
+        self._lines = topology.neighbours(self._line)
 
     def __iter__(self) -> Iterator[Member]:
         return (member for member in self._membership if member.line in self._lines)
