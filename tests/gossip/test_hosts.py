@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zpala.gossip.hosts import LINES_MAX, Host, HostList, HostsError, parse_hosts
+from zpala.gossip.hosts import LINES_MAX, Host, HostList, HostsError, agreed_lines, parse_hosts
 
 KEY = "0123456789abcdef" * 4
 FILE = f"""# four nodes
@@ -44,13 +44,10 @@ def test_a_list_of_hosts_is_a_sequence() -> None:
 
 
 def test_digest_is_blake2b_of_the_canonical_lines() -> None:
-    canonical = (
-        f"gpu1 192.168.0.7:5670 {KEY}\n192.168.0.8:5670 192.168.0.8:5670 {'e' * 64}\nleft-wing_2.x [2001:db8::7]:1 {'d' * 64}\n"
-        f"node-4.example.org:65535 node-4.example.org:65535 {'f' * 64}\n"
-    )
+    canonical = f"gpu1 {KEY}\n- {'e' * 64}\nleft-wing_2.x {'d' * 64}\n- {'f' * 64}\n"
     assert parse_hosts(FILE, "x").digest == hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
-    without_key = hashlib.blake2b(b"a 10.0.0.1:1 -\n", digest_size=16).hexdigest()
-    assert parse_hosts("a 10.0.0.1:1", "x").digest == without_key
+    without_key = hashlib.blake2b(b"a -\n10.0.0.2:1 -\n", digest_size=16).hexdigest()
+    assert parse_hosts("a 10.0.0.1:1\n10.0.0.2:1", "x").digest == without_key
 
 
 def test_line_endings_comments_blanks_and_spelling_do_not_matter() -> None:
@@ -63,13 +60,57 @@ def test_line_endings_comments_blanks_and_spelling_do_not_matter() -> None:
     [
         "b 10.0.0.2:1\na 10.0.0.1:1",
         "a 10.0.0.1:1",
-        "a 10.0.0.1:2\nb 10.0.0.2:1",
         "c 10.0.0.1:1\nb 10.0.0.2:1",
         f"a 10.0.0.1:1 {KEY}\nb 10.0.0.2:1 {'e' * 64}",
     ],
 )
-def test_order_number_port_name_and_key_matter(other: str) -> None:
+def test_order_number_name_and_key_matter(other: str) -> None:
     assert parse_hosts(other, "x").digest != parse_hosts("a 10.0.0.1:1\nb 10.0.0.2:1", "x").digest
+
+
+@pytest.mark.parametrize(
+    ("line", "matters"),
+    [("a {}", False), ("{}", True), (f"{{}} {KEY}", False), (f"a {{}} {KEY}", False)],
+    ids=["name", "neither", "key", "both"],
+)
+def test_the_address_matters_only_where_it_is_all_that_tells_who_the_node_is(line: str, matters: bool) -> None:
+    here, there = (parse_hosts(line.format(address), "x") for address in ("10.0.0.1:1", "10.0.0.9:2"))
+    assert (here.digest != there.digest) is matters
+    assert (here.discontinued(there, "x") is not None) is matters
+
+
+# ---- while a run lives ----------------------------------------------------------------------------------------------------------------
+
+THREE = "a 10.0.0.1:1\nb 10.0.0.2:1\nc 10.0.0.3:1\n"
+
+
+@pytest.mark.parametrize("later", [THREE, THREE + "d 10.0.0.4:1\n10.0.0.5:1", "# x\n" + THREE.replace("0.2:1", "0.9:7")])
+def test_a_list_that_begins_with_the_same_nodes_follows(later: str) -> None:
+    assert parse_hosts(THREE, "x").discontinued(parse_hosts(later, "x"), "x") is None
+
+
+@pytest.mark.parametrize(
+    ("later", "said"),
+    [
+        ("a 10.0.0.1:1\n\nx 10.0.0.2:1\nc 10.0.0.3:1", "h.txt:3: node number 2 was b and is now x; "),
+        ("a 10.0.0.1:1\nc 10.0.0.3:1\nb 10.0.0.2:1", "h.txt:2: node number 2 was b and is now c; "),
+        (f"a 10.0.0.1:1 {KEY}\n", f"h.txt:1: node number 1 was a with no key and is now a with the key {KEY}; "),
+        ("a 10.0.0.1:1\nb 10.0.0.2:1\n", "h.txt:2: the file ends after 2 nodes and had 3: c, line 3 until now, is missing; "),
+    ],
+    ids=["renamed", "swapped", "key", "shorter"],
+)
+def test_one_that_does_not_is_refused_with_file_line_and_both_values(later: str, said: str) -> None:
+    text = parse_hosts(THREE, "x").discontinued(parse_hosts(later, "x"), "h.txt")
+    assert text is not None
+    assert text.startswith(said)
+    assert text.endswith("put it back")
+
+
+def test_what_is_agreed_on_tells_how_many_lines_it_is_about() -> None:
+    three, four = parse_hosts(THREE, "x"), parse_hosts(THREE + "d 10.0.0.4:1", "x")
+    assert three.agreed(3) == four.agreed(3) != four.agreed(4)
+    assert agreed_lines(four.agreed(3)) == 3
+    assert [agreed_lines(text) for text in ("", "3 lines", three.digest, "0 lines " + "a" * 32, "-1 lines " + "a" * 32)] == [0] * 5
 
 
 def test_a_hash_inside_a_word_is_no_comment() -> None:

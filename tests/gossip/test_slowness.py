@@ -28,7 +28,7 @@ class Scene:
         self.out = Outbox()
         hosts = parse_hosts("\n".join(f"n{i} 10.0.0.{i + 1}:5000" for i in range(size)), "memory")
         self.neighbourhood = Neighbourhood(0, full(size), self.membership, self.run)
-        self.slowness = Slowness(slow_factor, hosts, self.run, self.neighbourhood, self.out)
+        self.slowness = Slowness(slow_factor, hosts.hosts, self.run, self.neighbourhood, self.out)
         for line, seconds in enumerate(peers_s, start=1):
             self.member(line).liveness = Liveness.ALIVE
             self.set(line, seconds)

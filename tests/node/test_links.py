@@ -52,6 +52,20 @@ def turn(links: Links, poller: zmq.Poller) -> None:
             links.on_writable(line)
 
 
+def test_whoever_has_moved_is_dialled_there_from_the_next_dial_on(
+    links: Links, poller: zmq.Poller, router: tuple[Socket, int], mute: socket.socket
+) -> None:
+    links.know({0: ("127.0.0.1", mute.getsockname()[1])}, {})
+    links.dial(0)
+    links.know({0: ("127.0.0.1", router[1])}, {})
+    links.hangup(0)
+    links.dial(0)
+    assert links.send(0, b"hello", 0.0, keep=True)
+    while links.messages_sent == 0:
+        turn(links, poller)
+    assert receive(router[0])[1] == b"hello"
+
+
 @pytest.fixture
 def mute() -> Iterator[socket.socket]:
     """A port that takes connections and never answers: no link to it is ever ready."""

@@ -279,16 +279,21 @@ def freed(port: int) -> int:
     pytest.fail(f"port {port} is not free within {LIMIT_S:g} s")
 
 
-def serve_until(door: Door, links: Links, poller: zmq.Poller, condition: Callable[[], object]) -> None:
+def serve_until(door: Door, links: Links, poller: zmq.Poller, condition: Callable[[], object]) -> int:
+    """How often the links said that this node's key is not known."""
+    denied = 0
+
     def turn() -> bool:
+        nonlocal denied
         ready = dict(poller.poll(0))
-        links.read_monitors(ready)
+        denied += links.read_monitors(ready)
         for line, dealer in links.dealers():
             if ready.get(dealer, 0) & zmq.POLLOUT:
                 links.on_writable(line)
         return bool(condition())
 
     door.serve_until(turn)
+    return denied
 
 
 def test_a_key_that_is_added_later_comes_in_with_the_next_dial(
@@ -303,7 +308,7 @@ def test_a_key_that_is_added_later_comes_in_with_the_next_dial(
     links = links_to(context, poller, door, own, door.key)
     links.dial(1)
     assert links.send(1, b"hello", 0.0, keep=True)
-    serve_until(door, links, poller, lambda: links.refusals.count)
+    assert serve_until(door, links, poller, lambda: links.refusals.count) == 1
     assert (links.refusals.count, door.admission.denied) == (1, 1)
     text = f"127.0.0.1:{door.port} does not let this node in: this node's key {own.public} stands on no line of its hosts.txt"
     assert text in caplog.messages
@@ -328,7 +333,7 @@ def test_a_peer_with_the_wrong_key_gets_nothing_until_it_has_the_right_one(
     links = links_to(context, poller, wrong, own, right)
     links.dial(1)
     assert links.send(1, b"hello", 0.0, keep=True)
-    serve_until(wrong, links, poller, lambda: links.refusals.count >= 6)
+    assert serve_until(wrong, links, poller, lambda: links.refusals.count >= 6) == 0, "that is another mistake"
     assert links.messages_sent == 0
     assert wrong.admission.failed >= 5
     assert wrong.admission.denied == 0, "it never came to a key"

@@ -6,11 +6,13 @@ Runs in the proxy thread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from zpala.gossip.actions import Outbox
 from zpala.gossip.divergence import Divergence
 from zpala.gossip.drain import Drain
 from zpala.gossip.exchange_state import Ending, Step
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import Host
 from zpala.gossip.membership import Membership
 from zpala.gossip.pacing import Pacing
 from zpala.gossip.run import Run
@@ -28,7 +30,7 @@ class Aftermath:
         self,
         *,
         line: int,
-        hosts: HostList,
+        hosts: Sequence[Host],
         offer_timeout_s: float,
         run: Run,
         membership: Membership,

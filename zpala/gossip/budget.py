@@ -35,6 +35,10 @@ class BudgetCounter:
         self._cursor = 0
         self._samples: deque[tuple[float, int]] = deque()
 
+    def grow(self, lines: int) -> None:
+        """hosts.txt has ``lines`` lines now."""
+        self._entries_max = max(ENTRIES_MAX, 2 * lines)
+
     def clear(self) -> None:
         """Another run begins: its count starts at 0."""
         self._steps.clear()

@@ -10,7 +10,8 @@ A session is given up in agreement (PART): neither makes new offers, each says P
 and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced,
 unless all neighbours are contacts anyway: then it is dialled again and again, as in a short list.
 
-In a short list nothing of this happens: everybody has a session with everybody, for as long as both live.
+In a short list nothing of this happens: everybody has a session with everybody, for as long as both live. When a short list grows beyond
+``max_sessions`` while the run lives, whoever had a session is a contact from then on, and redraws bring the new nodes in.
 """
 
 from __future__ import annotations
@@ -77,10 +78,31 @@ class Contacts:
         self._contacts: dict[int, _Contact] = {}
         self._not_before: dict[int, float] = {}  # line -> when it may be drawn again
         self._lost: dict[int, int] = {}  # line -> times that it could not be reached, one after the other
-        self._few = len(neighbours) <= settings.max_sessions  # there is nobody to replace one by
-        self._own_max = len(neighbours) if self._few else max(OWN_MIN, settings.max_sessions // OWN_SHARE)
+        self._own_max = self._own_share()
         self._pressed = False  # somebody was refused since the last redraw
         self._redraw_at = math.inf
+
+    @property
+    def _few(self) -> bool:
+        """All neighbours are contacts: there is nobody to replace one by."""
+        return len(self._neighbours) <= self._settings.max_sessions
+
+    def _own_share(self) -> int:
+        return len(self._neighbours) if self._few else max(OWN_MIN, self._settings.max_sessions // OWN_SHARE)
+
+    def grow(self, neighbours: Set[int], now: float) -> None:
+        """The topology allows ``neighbours`` now, and ``membership`` has grown."""
+        self._neighbours = neighbours
+        self._own_max = self._own_share()
+        if not self._membership.bounded:
+            return
+        present = [member for member in self._membership if member.line not in self._contacts]  # the list was short until now
+        self._rng.shuffle(present)
+        for number, member in enumerate(present):
+            self._contacts[member.line] = _Contact(member, number < self._own_max, now, now)
+        for contact in list(self._contacts.values()):
+            if contact.member.line not in neighbours:
+                self._part(contact, now)
 
     # ---- over time --------------------------------------------------------------------------------------------------------------------
 

@@ -35,13 +35,13 @@ class Digest:
         self._budget = budget
         self._hearsay = hearsay
         self._run = run
-        self._passes_on = membership.bounded
+        self._membership = membership
         self._target_return = target_return
         self._nonce = run.nonce  # of the run that budget and hearsay are about
 
     def entries(self, now: float) -> tuple[DigestEntry, ...]:
         """What to tell."""
-        if not self._passes_on:
+        if not self._membership.bounded:
             return tuple(self._budget.entries(DIGEST_MAX))
         self._budget.set_own(self._line, self._incarnation(), 0)  # if nothing is known of it yet
         own, *others = self._budget.entries(DIGEST_MAX)
@@ -51,7 +51,7 @@ class Digest:
     def hear(self, digest: Sequence[DigestEntry], nonce: bytes, now: float) -> bool:
         """A peer of the run ``nonce`` (empty: it waits for one) tells; True when the known env_steps have grown."""
         mine = self._run.nonce
-        if self._passes_on and (nonce == mine or not nonce or not mine):
+        if self._membership.bounded and (nonce == mine or not nonce or not mine):
             self._hearsay.hear(digest, now)
             if not mine or not nonce:  # there are no counts yet, or none of this run
                 for entry in digest:
@@ -60,14 +60,14 @@ class Digest:
 
     def meet(self, member: Member, now: float) -> None:
         """``member`` has said itself how far it is."""
-        if self._passes_on:
+        if self._membership.bounded:
             state = state_of(member.condition, self._target_return)
             self._hearsay.hear([DigestEntry(member.line, member.incarnation, 0, 0, state)], now)
             self._budget.know(member.line, member.incarnation)
 
     def left(self, member: Member, now: float) -> None:
         """``member`` has said LEAVE: that is to be passed on."""
-        if self._passes_on:
+        if self._membership.bounded:
             state = state_of(Condition(phase=Phase.LEAVING), None)
             self._hearsay.hear([DigestEntry(member.line, member.incarnation, 0, 0, state)], now)
 

@@ -6,11 +6,11 @@ see that it was too far, and one of them says so by ABORT in case that rounding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zpala.gossip.actions import Outbox
 from zpala.gossip.exchange_state import Exchange
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import Host
 from zpala.gossip.membership import ACTIVE, Member, Phase
 from zpala.gossip.neighbourhood import Neighbourhood
 from zpala.gossip.run import Run
@@ -26,7 +26,7 @@ class Divergence:
         self,
         *,
         line: int,
-        hosts: HostList,
+        hosts: Sequence[Host],
         settings: GossipSettings,
         run: Run,
         neighbourhood: Neighbourhood,

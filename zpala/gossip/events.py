@@ -76,6 +76,7 @@ class View:
     load: float = 0.0  # share of recent time in which this node could not take part in another exchange
     bytes_sent: int = 0  # payload bytes
     bytes_received: int = 0
+    unknown: bool = False  # a peer does not know this node's line yet; its run, if it has one, is waited for
     all_reached_target: bool = False
     finish_reason: str = ""  # "" while the run goes on; else stop learning, publish, and report "finished"
 

@@ -18,7 +18,7 @@ from zpala.gossip.actions import Outbox
 from zpala.gossip.adoption import Donor, Joiner
 from zpala.gossip.events import Start
 from zpala.gossip.hearsay import Hearsay, Rumour
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import Host
 from zpala.gossip.membership import ACTIVE, FORMING, Member, Membership, Phase
 from zpala.gossip.run import Run
 from zpala.gossip.settings import GossipSettings
@@ -31,13 +31,13 @@ BEFORE_LEARNING = FORMING | {Phase.WAITING, Phase.JOINING}
 
 
 class Formation:
-    """``nonce`` becomes the run's if I lead the start; the other args as for ``Protocol``."""
+    """``nonce`` becomes the run's if I lead the start; ``hosts`` may grow; the other args as for ``Protocol``."""
 
     def __init__(
         self,
         *,
         line: int,
-        hosts: HostList,
+        hosts: Sequence[Host],
         settings: GossipSettings,
         nonce: bytes,
         run: Run,
@@ -130,7 +130,7 @@ class Formation:
         run, size = self._run, len(self._hosts)
         needed = size if self._settings.wait_for == "all" else min(int(self._settings.wait_for), size)
         patience_over = now >= run.since + self._settings.start_timeout_s
-        if run.phase is Phase.WAITING and now < run.since + DISCOVER_S:  # a run may be under way
+        if run.phase is Phase.WAITING and now < max(run.since + DISCOVER_S, run.unknown_until):  # a run may be under way
             needed, patience_over = size, False
         orphaned = not self._leading and now >= run.since + self._settings.dead_s
         return barrier.next_step(self._line, run.phase, run.nonce, seen, needed, patience_over, orphaned)

@@ -1,8 +1,9 @@
 """hosts.txt: one ``[name] host:port [key]`` per line, in the order that all nodes share (design D10).
 
 Owns the syntax and the errors. Reads text, not files, resolves no name and opens nothing. The line index, counted from 0 over the
-lines that hold a node, is the node's number in the topology, in messages and in the counters, so a line must keep its place. Nodes
-compare the digest of the whole file when they meet. Either every line has a public key or none has: a run is authenticated or it is not.
+lines that hold a node, is the node's number in the topology, in messages and in the counters, so a line must keep its place. While a run
+lives, lines may be appended; nodes compare the lines that both have when they meet. Which node a line stands for is told by its name and
+key, not by its address: a node may move. Either every line has a public key or none has: a run is authenticated or it is not.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 _KEY = re.compile(r"[0-9a-fA-F]{64}")
+_AGREED = re.compile(r"([1-9][0-9]{0,4}) lines [0-9a-f]{32}")
 
 
 class HostsError(ValueError):
@@ -50,18 +52,52 @@ class Host:
         """``host:port`` with IPv6 in brackets, as in the file."""
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
+    @property
+    def identity(self) -> str:
+        """Who the node is, wherever it is: its name and key; without a name its key, without either its address."""
+        unnamed = self.key is not None and self.name == self.host_port
+        return f"{'-' if unnamed else self.name} {self.key or '-'}"
+
 
 @dataclass(frozen=True, slots=True)
 class HostList:
-    """All nodes of a hosts.txt. ``digest`` is 32 hex digits, equal for equal nodes in equal order whatever the comments and blanks."""
+    """All nodes of a hosts.txt."""
 
     hosts: tuple[Host, ...]
-    digest: str
 
     @property
     def keyed(self) -> bool:
         """Whether the nodes have keys; then all of them have."""
         return self.hosts[0].key is not None
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits, equal for equal nodes in equal order, whatever their addresses, the comments and the blanks."""
+        return _digest(self.hosts)
+
+    def agreed(self, lines: int) -> str:
+        """What two nodes must have equal about the first ``lines`` lines, as text: see ``agreed_lines``."""
+        return f"{lines} lines {_digest(self.hosts[:lines])}"
+
+    def discontinued(self, later: HostList, source: str) -> str | None:
+        """Why ``later``, read from the file ``source``, cannot follow on this list while a run lives; None: it can.
+
+        It can when it begins with the same nodes in the same order, wherever they are now.
+        """
+        for before, after in zip(self.hosts, later.hosts, strict=False):
+            if before.identity != after.identity:
+                was, now = _difference(before, after)
+                text = f"{source}:{after.source_line}: node number {after.line + 1} was {was} and is now {now}"
+                break
+        else:
+            if len(later) >= len(self):
+                return None
+            missing = self.hosts[len(later)]
+            text = (
+                f"{source}:{later.hosts[-1].source_line}: the file ends after {len(later)} nodes and had {len(self)}: "
+                f"{missing.name}, line {missing.source_line} until now, is missing"
+            )
+        return f"{text}; while a run lives, nodes may be appended and addresses of nodes with a name or key changed: put it back"
 
     def __len__(self) -> int:
         return len(self.hosts)
@@ -105,8 +141,29 @@ def parse_hosts(text: str, source: str) -> HostList:
         raise HostsError(f"{source}:1: no node in the file; write one 'host:port' per line, for example '127.0.0.1:5670'")
     if len(hosts) > LINES_MAX:
         raise HostsError(f"{source}:{hosts[LINES_MAX].source_line}: node number {LINES_MAX + 1}; a run has at most {LINES_MAX} nodes")
-    canonical = "".join(f"{host.name} {host.host_port} {host.key or '-'}\n" for host in hosts)
-    return HostList(tuple(hosts), hashlib.blake2b(canonical.encode(), digest_size=DIGEST_BYTES).hexdigest())
+    return HostList(tuple(hosts))
+
+
+def agreed_lines(text: str) -> int:
+    """How many lines an ``HostList.agreed`` is about; 0 when ``text``, a peer's, is none."""
+    found = _AGREED.fullmatch(text)
+    return int(found[1]) if found else 0
+
+
+def _digest(hosts: tuple[Host, ...]) -> str:
+    canonical = "".join(f"{host.identity}\n" for host in hosts)
+    return hashlib.blake2b(canonical.encode(), digest_size=DIGEST_BYTES).hexdigest()
+
+
+def _difference(before: Host, after: Host) -> tuple[str, str]:
+    """What differs in two lines that stand for different nodes, for a person."""
+    if before.key == after.key:
+        return before.name, after.name
+    return f"{before.name} with {_key(before)}", f"{after.name} with {_key(after)}"
+
+
+def _key(host: Host) -> str:
+    return f"the key {host.key}" if host.key else "no key"
 
 
 class _LineError(Exception):

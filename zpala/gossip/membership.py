@@ -127,7 +127,7 @@ class Membership:
         self._line = line
         self._size = size
         self._settings = settings
-        self._members = {} if self.bounded else {other: Member(other) for other in range(size) if other != line}
+        self._members: dict[int, Member] = {} if self.bounded else {other: Member(other) for other in range(size) if other != line}
         self._present = {} if self.bounded else self._members
         self.generation = 0  # grows whenever others are iterated over than before
         self._links: dict[bytes, Member] = {}
@@ -146,6 +146,18 @@ class Membership:
         if member is None and self.bounded and line != self._line and 0 <= line < self._size:
             member = self._members[line] = Member(line)
         return member
+
+    def grow(self, size: int) -> None:
+        """hosts.txt has ``size`` lines now. Who is iterated over stays; new lines come in unless this becomes ``bounded``, or is."""
+        before, self._size = self._size, size
+        if self.bounded:
+            return
+        self.generation += 1
+        if size - 1 > self._settings.max_sessions:
+            self.bounded = True
+            self._present = dict(self._members)
+        else:
+            self._members.update({other: Member(other) for other in range(before, size)})
 
     def take(self, member: Member) -> None:
         """It is to be iterated over from now on, as one that has not been heard of."""

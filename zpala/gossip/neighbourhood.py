@@ -17,9 +17,15 @@ class Neighbourhood:
     def __init__(self, line: int, topology: Topology, membership: Membership, run: Run) -> None:
         self._membership = membership
         self._run = run
+        self._line = line
         self._lines = topology.neighbours(line)
         self._members: tuple[Member, ...] = ()  # as of ``_generation`` of the membership
         self._neighbours: tuple[Member, ...] = ()
+        self._generation = -1
+
+    def grow(self, topology: Topology) -> None:
+        """``topology`` holds from now on."""
+        self._lines = topology.neighbours(self._line)
         self._generation = -1
 
     def __iter__(self) -> Iterator[Member]:

@@ -111,6 +111,7 @@ class Outlook:
                 load=self._run.load,
                 bytes_sent=counters["bytes_sent"] + self._donor.bytes_sent,
                 bytes_received=counters["bytes_received"],
+                unknown=now < self._run.unknown_until,
                 all_reached_target=self._run.active and self._finish.all_reached(now),
                 finish_reason=self._run.finish_reason,
             )

@@ -53,7 +53,7 @@ from zpala.gossip.finish import Finish
 from zpala.gossip.formation import Formation
 from zpala.gossip.hearsay import Hearsay
 from zpala.gossip.heartbeats import Heartbeats
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import Host, HostList
 from zpala.gossip.leaving import Leaving
 from zpala.gossip.limits import LinkLimits
 from zpala.gossip.load import Load
@@ -95,6 +95,7 @@ from zpala.gossip.slowness import Slowness
 from zpala.gossip.topology import Topology
 
 BUFFERS_MIN = 12
+DENIED_S = 75.0  # longer than the longest pause between two dials of node/links.py
 SETTLE_MAX = 8  # phases that one event can run through
 COUNTERS = (
     "suspects",
@@ -118,7 +119,8 @@ class Protocol:
         hosts: everybody, in order.
         topology: who may average with whom.
         agreement: what every node must agree on at HELLO, field -> value as text (design D8). The caller puts everything in, the schema
-            fingerprint, the digests of hosts and topology, mixing weight and target included.
+            fingerprint, mixing weight and target included. The fields "hosts" (``HostList.agreed`` of all lines) and "topology
+            graph" (its digest) follow when hosts.txt grows.
         schema: layout of the flat vector.
         settings: numbers.
         node: my name, for texts.
@@ -162,7 +164,8 @@ class Protocol:
         if topology.size != len(hosts):
             raise ValueError(f"the topology is for {topology.size} nodes, hosts.txt has {len(hosts)}")
         self._line = line
-        self._hosts = hosts
+        self._host_list = hosts
+        self._hosts: list[Host] = list(hosts)  # the parts hold this very list: it grows
         self._settings = settings
         self._out = Outbox()
         self._run = Run(since=now)
@@ -215,7 +218,7 @@ class Protocol:
         self._donor = Donor(state_parts, settings, self._out)
         self._formation = Formation(
             line=line,
-            hosts=hosts,
+            hosts=self._hosts,
             settings=settings,
             nonce=nonce,
             run=self._run,
@@ -242,7 +245,7 @@ class Protocol:
         )
         self._divergence = Divergence(
             line=line,
-            hosts=hosts,
+            hosts=self._hosts,
             settings=settings,
             run=self._run,
             neighbourhood=self._neighbourhood,
@@ -252,7 +255,7 @@ class Protocol:
         )
         self._aftermath = Aftermath(
             line=line,
-            hosts=hosts,
+            hosts=self._hosts,
             offer_timeout_s=settings.offer_timeout_s,
             run=self._run,
             membership=self._membership,
@@ -275,7 +278,8 @@ class Protocol:
         self._heartbeats = Heartbeats(
             settings.heartbeat_s, settings.max_lead, self._run, self._membership, self._budget, self._digest, self._load, self._out, now
         )
-        self._slowness = Slowness(settings.slow_factor if settings.max_lead else 0.0, hosts, self._run, self._neighbourhood, self._out)
+        slow_factor = settings.slow_factor if settings.max_lead else 0.0
+        self._slowness = Slowness(slow_factor, self._hosts, self._run, self._neighbourhood, self._out)
         self._outlook = Outlook(
             enabled=settings.enabled,
             leads=settings.max_lead > 0,
@@ -601,6 +605,32 @@ class Protocol:
 
     def _on_ended(self, ending: Ending, now: float) -> None:
         self._aftermath.on_ended(ending, self._exchanges.median_s(), now)
+
+    # ---- from hosts.txt ---------------------------------------------------------------------------------------------------------------
+
+    def on_hosts(self, hosts: HostList, topology: Topology, now: float) -> list[Action]:
+        """hosts.txt has changed, and the graph with it. The caller has checked that ``hosts`` can follow: see ``HostList.discontinued``.
+
+        Every session stays. New lines are dialled; a line whose address is another is dialled there when it has no session that works.
+        """
+        if topology.size != len(hosts):
+            raise ValueError(f"the topology is for {topology.size} nodes, hosts.txt has {len(hosts)}")
+        if self._host_list.discontinued(hosts, "hosts.txt") is not None:
+            raise ValueError("these hosts do not follow on those so far")
+        if self._begin(now) and self._run.phase is not Phase.LEAVING:
+            self._host_list, self._hosts[:] = hosts, hosts
+            self._membership.grow(len(hosts))
+            self._neighbourhood.grow(topology)
+            self._budget.grow(len(hosts))
+            self._sessions.grow(hosts, topology.digest(), now)
+            self._contacts.grow(topology.neighbours(self._line), now)
+            self._run.changed = True
+        return self._settle(now)
+
+    def on_denied(self, now: float) -> list[Action]:
+        """A peer does not let this node's key in: its hosts.txt does not have it, or not yet."""
+        self._run.unknown_until = max(self._run.unknown_until, now + DENIED_S)
+        return []
 
     # ---- from the learner -------------------------------------------------------------------------------------------------------------
 

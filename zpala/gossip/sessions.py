@@ -4,6 +4,9 @@ A session says "this link is that process of that line, and we agree". Each side
 when there is one in each direction. A HELLO that disagrees is refused with the field and both values (design D8); who is not RUNNING yet
 stops with exit status 2, a RUNNING node only says so. Another run's nonce is refused by name (D5). When hosts.txt has keys, a link speaks
 for the line of the key that it was authenticated with, and for no other.
+
+hosts.txt may be longer at one end than at the other while its copies change. Whoever has the longer one compares the lines that both have;
+the graph is compared between lists of one length, and again when a list has grown. A newcomer whose line a peer does not have yet waits.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from zpala.gossip.actions import Dial, Hangup, Outbox, SendDown, SendUp
 from zpala.gossip.fields import clip
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import HostList, agreed_lines
 from zpala.gossip.membership import ACTIVE, Liveness, Member, Membership
 from zpala.gossip.messages import PROTOCOL_VERSION, Hello, Leave, Nack, Reject, Welcome
 from zpala.gossip.run import Run
@@ -31,7 +34,10 @@ HELLO_SLOW_S = 1.0  # not above settings.hello_s
 REDIAL_AFTER_S = 1.0  # a link that has not worked for so long is dialled anew when the peer is known to be up
 REDIAL_MAX_S = 60.0
 INCARNATION_MAX = 2**63 - 1
+UNKNOWN_HELLOS = 3  # HELLOs that may be lost before a peer that did not know this node counts no more
 SAID_MAX = 16  # different texts about one line: what they are is up to the peer, or to whoever passes for it
+HOSTS = "hosts"  # field of the agreement: ``HostList.agreed``
+GRAPH = "topology graph"  # field of the agreement: the topology's digest, which depends on the number of lines
 REFUSED_FOR_ROOM = ("full", "no_neighbour")  # not the sender's fault
 COUNTERS = ("hellos", "welcomes", "rejects_sent", "rejects_received", "nacks_received", "redials", "renewed", "forged")
 
@@ -64,7 +70,7 @@ class Sessions:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._line = line
         self._hosts = hosts
-        self._lines = {host.key: host.line for host in hosts} if hosts.keyed else {}  # by public key
+        self._lines = _by_key(hosts)
         self._agreement = dict(agreement)
         self._settings = settings
         self._node = node
@@ -79,6 +85,7 @@ class Sessions:
         self._welcomed = False  # this process has had a session: it is no fresh start
         self._raised = False
         self._said: set[tuple[int, str]] = set()  # refusals already logged
+        self._said_longer = False  # that a peer has more lines
 
     # ---- dialling ---------------------------------------------------------------------------------------------------------------------
 
@@ -156,6 +163,25 @@ class Sessions:
             if member.session_out is not None:
                 self._out.add(SendUp(member.line, Leave(session=member.session_out, incarnation=self.incarnation, reason=reason)))
 
+    def grow(self, hosts: HostList, graph: str, now: float) -> None:
+        """``hosts`` follows on the list so far, the topology's digest is ``graph``, and ``membership`` has grown.
+
+        Peers with a session are asked to agree once more, which tells them of the longer list; the session stays.
+        """
+        before, self._hosts = self._hosts, hosts
+        self._lines = _by_key(hosts)
+        self._said_longer = False
+        news = {HOSTS: hosts.agreed(len(hosts)), GRAPH: graph}
+        self._agreement.update({field: value for field, value in news.items() if field in self._agreement})
+        for member in self._membership:
+            if member.line >= len(before):
+                self.call(member, now)
+            elif member.session_out is not None:
+                member.hello_sent_at = -math.inf
+                self.hello(member, now)
+            elif before[member.line].host_port != hosts[member.line].host_port and member.liveness is not Liveness.LEFT:
+                self.redial(member, now)
+
     # ---- somebody says HELLO ----------------------------------------------------------------------------------------------------------
 
     def speaks_for(self, key: str | None, line: int) -> bool:
@@ -169,9 +195,7 @@ class Sessions:
             return None
         member = self._membership.get(hello.line)
         if member is None:
-            code = "self" if hello.line == self._line and hello.incarnation == self.incarnation else "unknown_line"
-            code = "duplicate" if hello.line == self._line and code != "self" else code
-            self._reject(link, code, "line", str(self._line), str(hello.line), fatal=True)
+            self._refuse_line(link, hello)
             return None
         if not hello.version_min <= PROTOCOL_VERSION <= hello.version_max:
             theirs = f"{hello.version_min}..{hello.version_max}"
@@ -180,11 +204,15 @@ class Sessions:
         if hello.incarnation < member.incarnation:
             self._reject(link, "stale_incarnation", "incarnation", "", "", fatal=False, known=member.incarnation)
             return None
-        if hello.agreement != self._agreement:
-            field, mine, theirs = self._first_difference(hello.agreement)
+        difference = self._first_difference(hello.agreement)
+        if difference is not None:
+            field, mine, theirs = difference
             self._reject(link, "agreement", field, mine, theirs, fatal=True)
             self._disagree(member, field, mine, theirs)
+            if member.link == link:  # it has agreed before, when one of the lists was shorter
+                self._membership.unbind(member)
             return None
+        self._hear_of_longer(hello)
         if self._run.committed and hello.condition.phase in ACTIVE and hello.nonce != self._run.nonce:
             self._reject(link, "nonce", "run", self._run.nonce.hex(), hello.nonce.hex(), fatal=self._has_company(), known=self.incarnation)
             self._once(member, "nonce", f"{self._host(member.line)} belongs to another run ({hello.nonce.hex()}, mine is "
@@ -215,6 +243,25 @@ class Sessions:
                 self.hello(member, now)
         return member
 
+    def _refuse_line(self, link: bytes, hello: Hello) -> None:
+        """My own line, or one that my list does not have: not yet, when the sender's list is longer."""
+        theirs = hello.agreement.get(HOSTS, "")
+        if hello.line == self._line:
+            code = "self" if hello.incarnation == self.incarnation else "duplicate"
+            self._reject(link, code, "line", str(self._line), str(hello.line), fatal=True)
+        elif hello.line < agreed_lines(theirs):
+            self._reject(link, "unknown_line", HOSTS, self._agreement.get(HOSTS, ""), theirs, fatal=False)
+            self._hear_of_longer(hello)
+        else:
+            self._reject(link, "unknown_line", "line", str(self._line), str(hello.line), fatal=True)
+
+    def _hear_of_longer(self, hello: Hello) -> None:
+        theirs, mine = agreed_lines(hello.agreement.get(HOSTS, "")), len(self._hosts)
+        if theirs > mine and not self._said_longer:
+            self._said_longer = True
+            text = f"{clip(hello.node)} has {theirs} nodes in its hosts.txt, this node {mine}: append the new lines to this copy, too"
+            self._out.log("info", text)
+
     def _refuse_forgery(self, link: bytes, hello: Hello, key: str | None) -> None:
         """Somebody says HELLO for a line whose key is another: an attempt to pass for that node, or two different copies of hosts.txt."""
         self.counters["forged"] += 1
@@ -240,13 +287,24 @@ class Sessions:
     def _has_company(self) -> bool:
         return any(member.live and member.established for member in self._membership)
 
-    def _first_difference(self, theirs: Mapping[str, str]) -> tuple[str, str, str]:
-        """The first in my order: the caller puts what says most to a person before what follows from it."""
-        for field in [*self._agreement, *sorted(theirs.keys() - self._agreement.keys())]:
-            mine, their = self._agreement.get(field, "(not given)"), theirs.get(field, "(not given)")
-            if mine != their:
-                return field, mine, their
-        raise ValueError("the agreements are equal")
+    def _first_difference(self, theirs: Mapping[str, str]) -> tuple[str, str, str] | None:
+        """The first in my order: the caller puts what says most to a person before what follows from it. None: we agree.
+
+        Of a longer list I cannot judge: its owner compares it with mine, when I say HELLO.
+        """
+        mine = dict(self._agreement)
+        lines = agreed_lines(theirs.get(HOSTS, "")) if HOSTS in mine else 0
+        if lines and lines != len(self._hosts):
+            mine[HOSTS] = self._hosts.agreed(lines) if lines < len(self._hosts) else theirs[HOSTS]
+            if GRAPH in mine and GRAPH in theirs:
+                mine[GRAPH] = theirs[GRAPH]
+        if mine == theirs:
+            return None
+        for field in [*mine, *sorted(theirs.keys() - mine.keys())]:
+            own, their = mine.get(field, "(not given)"), theirs.get(field, "(not given)")
+            if own != their:
+                return field, own, their
+        return None
 
     def _reject(self, link: bytes, code: str, field: str, mine: str, yours: str, *, fatal: bool, known: int = 0) -> None:
         self.counters["rejects_sent"] += 1
@@ -291,6 +349,8 @@ class Sessions:
             self._turned_away(member, now)
         elif reject.code == "duplicate":
             self._fatal(EXIT_DUPLICATE, f"{host} is running already and has my line of hosts.txt; give every node a line of its own")
+        elif reject.code == "unknown_line" and not reject.fatal:
+            self._not_known(member, reject, now)
         elif reject.code == "agreement":
             self._disagree(member, reject.field, reject.yours, reject.mine)
         elif reject.code == "nonce":
@@ -330,6 +390,20 @@ class Sessions:
         else:
             self._fatal(EXIT_AGREEMENT, text)
 
+    def _not_known(self, member: Member, reject: Reject, now: float) -> None:
+        """The peer's hosts.txt ends before my line. If it agrees with mine as far as it goes, the rest will come."""
+        lines = agreed_lines(reject.mine)
+        if not 0 < lines <= self._line or reject.mine != self._hosts.agreed(lines):
+            self._disagree(member, HOSTS, self._hosts.agreed(lines) if 0 < lines <= len(self._hosts) else reject.yours, reject.mine)
+            return
+        self._run.unknown_until = max(self._run.unknown_until, now + UNKNOWN_HELLOS * self._settings.hello_s)
+        line = self._hosts[self._line].source_line
+        waits = "" if self._run.committed else "; waiting for that"
+        text = (
+            f"{self._host(member.line)} does not know this node yet: its hosts.txt has {lines} nodes; append line {line} there, too{waits}"
+        )
+        self._once(member, "unknown_line", text)
+
     def _wrong_key(self, member: Member, reject: Reject) -> None:
         """Let in by my key and refused for my line: the peer's copy of hosts.txt has my key on another line."""
         text = (
@@ -364,3 +438,8 @@ class Sessions:
         if (member.line, what) not in self._said and sum(line == member.line for line, _ in self._said) < SAID_MAX:
             self._said.add((member.line, what))
             self._out.log("warning", text)
+
+
+def _by_key(hosts: HostList) -> dict[str | None, int]:
+    """Line of each public key; empty without keys."""
+    return {host.key: host.line for host in hosts} if hosts.keyed else {}

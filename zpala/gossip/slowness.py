@@ -7,10 +7,11 @@ wait for the slowest. Of a peer that does not tell it, the interval between its 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median_low
 
 from zpala.gossip.actions import Outbox
-from zpala.gossip.hosts import HostList
+from zpala.gossip.hosts import Host
 from zpala.gossip.membership import Member, Phase
 from zpala.gossip.neighbourhood import Neighbourhood
 from zpala.gossip.run import Run
@@ -26,7 +27,7 @@ class Slowness:
     Of an even number of nodes the smaller of the two middle ones is the median, so that of two the slower cannot excuse itself.
     """
 
-    def __init__(self, slow_factor: float, hosts: HostList, run: Run, neighbourhood: Neighbourhood, outbox: Outbox) -> None:
+    def __init__(self, slow_factor: float, hosts: Sequence[Host], run: Run, neighbourhood: Neighbourhood, outbox: Outbox) -> None:
         self.found = 0  # times that a peer became SLOW
         self._slow_factor = slow_factor
         self._hosts = hosts

@@ -9,7 +9,9 @@ import os
 import random
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 
 import zmq
@@ -22,6 +24,7 @@ from zpala.gossip.schema import Schema
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology
 from zpala.node.claim import Claim
+from zpala.node.hosts_file import Growth, HostsFile, HostsWatch
 from zpala.node.keys import Keyring
 from zpala.node.port import GossipPort
 from zpala.node.proxy import Proxy
@@ -40,7 +43,8 @@ class Connection:
 
     Args:
         claim: the node's line, its listening socket, and its key when the lines of ``hosts`` have keys.
-        agreement: what every node of the run must have equal (design D8).
+        agreement: what every node of the run must have equal (design D8), see ``Protocol``.
+        hosts_file: where ``hosts`` was read; nodes that are appended to it come in while the run lives. None: the list stays as it is.
         weights: the live model, flat f32[numel].
         budget: env_steps of the whole cluster.
     """
@@ -59,8 +63,13 @@ class Connection:
         weights: Weights,
         budget: int,
         target_return: float | None = None,
+        hosts_file: Path | None = None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> None:
+        growths: deque[Growth] = deque()
+        self._watch: HostsWatch | None = None
+        if hosts_file is not None:
+            self._watch = HostsWatch(context, supervisor, HostsFile(hosts_file, hosts, topology), growths)
         device, numel = weights.parameters.device, weights.parameters.numel()
         vectors = host_vectors(BUFFERS + 1 + len(weights.part_names), numel, device)
         shadow, *parts = vectors[BUFFERS:]
@@ -95,6 +104,7 @@ class Connection:
             addresses={host.line: (host.address, host.port) for host in hosts.hosts},
             snapshots=snapshots.arrays,
             dead_link_s=max(DEAD_LINK_S, 2.0 * settings.exchange_timeout_s),
+            growths=growths,
             keyring=None if claim.key is None else Keyring(claim.key, {host.line: host.key or "" for host in hosts}),
             prepare=flush_denormals,
         )
@@ -111,10 +121,14 @@ class Connection:
 
     def __enter__(self) -> GossipPort:
         self._proxy.start()
+        if self._watch is not None:
+            self._watch.start()
         self.port = self._make_port()
         return self.port
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is not None or self.port.drained is None:
             self.port.leave()
+        if self._watch is not None:
+            self._watch.stop()
         self._proxy.stop()

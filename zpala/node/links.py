@@ -73,6 +73,12 @@ class Links:
         self.bytes_sent = 0
         poller.register(self.resolver.socket, zmq.POLLIN)
 
+    def know(self, addresses: Mapping[int, Address], public: Mapping[int, str]) -> None:
+        """Everybody's addresses and, with keys, public keys from now on; what is dialled already stays so."""
+        self._addresses = addresses
+        if self._keyring is not None:
+            self._keyring = Keyring(self._keyring.own, public)
+
     def dial(self, line: int) -> None:
         """Opens a DEALER to ``line``; nothing when there is one."""
         if line not in self._links:
@@ -118,13 +124,16 @@ class Links:
             if link is not None and link.dealer is None:
                 self._open(link, answer)
 
-    def read_monitors(self, ready: Mapping[object, int]) -> None:
-        """Notes which handshakes have failed."""
+    def read_monitors(self, ready: Mapping[object, int]) -> bool:
+        """Notes which handshakes have failed; True when one of them failed because the peer does not know this node's key."""
+        denied = False
         if self._keyring is not None:
             for link in self._links.values():
                 if link.monitor is not None and link.monitor in ready:
                     for event, value in failed_handshakes(link.monitor):
+                        denied = denied or event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
                         self.refusals.note(self._peer(link), event, value)
+        return denied
 
     def redial(self, now: float) -> None:
         """Makes every link anew that has failed for long enough."""

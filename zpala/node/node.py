@@ -43,12 +43,13 @@ JOIN_MARGIN_S = 60.0  # beyond the start barrier's own limit, for an adoption ov
 _log = logging.getLogger(__name__)
 
 
-def run_node(config: Config, *, hosts: HostList, hosts_text: str, hosts_source: Path, name: str | None) -> int:
+def run_node(config: Config, *, hosts: HostList, hosts_text: str, hosts_source: Path, hosts_file: Path | None, name: str | None) -> int:
     """Runs one node to the end of the run, tells the person what happened, and returns the exit status (``zpala.exit_codes``).
 
     Args:
         config: resolved settings.
         hosts, hosts_text, hosts_source: every node of the run, and the file they were read from; this process claims its line (design D11).
+        hosts_file: looked at for new nodes while the run lives; None: the list is not from a file.
         name: the line to claim by its name; None: the first line that is this machine's and free.
     Raises: ``TopologyError``, ``RunDirectoryError``: nothing was started.
     """
@@ -56,7 +57,7 @@ def run_node(config: Config, *, hosts: HostList, hosts_text: str, hosts_source: 
     run = config.run.directory or default_run_directory(config.environment.id, config.preset, config.run.seed)
     with Console(json_lines=os.environ.get(FORMAT_VARIABLE) == "json") as console:
         try:
-            return _run(config, hosts, hosts_text, hosts_source, name, topology, run, console)
+            return _run(config, hosts, hosts_text, hosts_source, hosts_file, name, topology, run, console)
         except RunDirectoryError:
             raise
         except Exception as error:
@@ -69,6 +70,7 @@ def _run(
     hosts: HostList,
     hosts_text: str,
     hosts_source: Path,
+    hosts_file: Path | None,
     name: str | None,
     topology: Topology,
     run: Path,
@@ -131,6 +133,7 @@ def _run(
             weights=parts.weights,
             budget=config.run.total_env_steps,
             target_return=config.run.target_return,
+            hosts_file=hosts_file,
             interrupted=interrupted,
         )
         report = Report(spec.frame_skip, config.run.log_interval_s, time.monotonic())

@@ -105,6 +105,8 @@ class GossipPort:
     def join(self, limit_s: float) -> None:
         """Waits for the start of the run; on return the model is the run's (adopted, unless the run starts from own parameters).
 
+        While a peer does not know this node's line of hosts.txt yet, the limit begins anew.
+
         Raises:
             NodeError: refused by the others, or nothing started within ``limit_s`` seconds (exit status 3).
         """
@@ -115,6 +117,8 @@ class GossipPort:
             self._wait(WAIT_SLICE_S)
             self._install()
             self._serve_state()
+            if self.view.unknown:
+                deadline = self._clock() + limit_s
 
     # -- at every update boundary -----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ import zmq
 
 from zpala.node import frames, sockets
 from zpala.node.door import Door
+from zpala.node.hosts_file import Growth
 from zpala.node.keys import Keyring
 from zpala.node.links import Address, Links
 from zpala.node.mailbox import Mailbox
@@ -45,6 +47,7 @@ class Proxy:
         addresses: (host, port) of every line of hosts.txt by line index; read whenever a line is dialled.
         snapshots: the slots of the snapshot pool, each f32[numel]; ``SnapshotReady.slot`` is an index into it.
         dead_link_s: a connection that gives no sign of life for so long is dropped; longer than the longest exchange.
+        growths: new lists of hosts, put there by another thread; they replace addresses and public keys.
         keyring: this node's key pair and everybody's public keys: every connection is encrypted and authenticated. None: none is.
         prepare: run first in the new thread.
         clock: monotonic seconds.
@@ -60,6 +63,7 @@ class Proxy:
         addresses: Mapping[int, Address],
         snapshots: Sequence[frames.Vector],
         dead_link_s: float = sockets.DEAD_LINK_S,
+        growths: deque[Growth] | None = None,
         keyring: Keyring | None = None,
         prepare: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +76,7 @@ class Proxy:
         self._addresses = addresses
         self._snapshots = snapshots
         self._dead_link_s = dead_link_s
+        self._growths: deque[Growth] = deque() if growths is None else growths
         self._keyring = keyring
         self._clock = clock
         self._mailbox_address = f"inproc://zpala-mailbox-{next(_numbers)}"
@@ -124,4 +129,5 @@ class Proxy:
             door.belongs_to(router)
             links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s, keyring)
             stack.callback(links.close)
-            ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission, door).run(control)
+            loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission, door, self._growths)
+            loop.run(control)

@@ -27,6 +27,7 @@ from zpala.gossip import codec, events
 from zpala.gossip import messages as m
 from zpala.node import frames, sockets
 from zpala.node.door import Door
+from zpala.node.hosts_file import Growth
 from zpala.node.links import Links
 from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
 from zpala.node.security import Admission
@@ -61,6 +62,7 @@ class ProxyLoop:
         clock: Callable[[], float],
         admission: Admission,
         door: Door,
+        growths: deque[Growth],
     ) -> None:
         self._protocol = protocol
         self._router = router
@@ -71,6 +73,7 @@ class ProxyLoop:
         self._clock = clock
         self._admission = admission
         self._door = door
+        self._growths = growths
         self._reader = frames.FrameReader(authenticated=admission.keyed)
         self._in_flight: list[tuple[zmq.MessageTracker, act.Payload]] = []
         self._outbox: deque[object] = deque()
@@ -122,7 +125,10 @@ class ProxyLoop:
         """One round over everything that has something to say; at most ``MESSAGES_PER_TURN`` of each socket."""
         protocol = self._protocol
         self._admission.serve(ready)
-        self._links.read_monitors(ready)
+        if self._links.read_monitors(ready):
+            self._perform(protocol.on_denied(self._clock()))
+        while self._growths:
+            self._grow(self._growths.popleft())
         if self._mailbox.socket in ready:
             for message in self._mailbox.receive():
                 self._on_mail(message)
@@ -142,6 +148,14 @@ class ProxyLoop:
             self._perform(protocol.on_timer(now))
         self._links.redial(now)
         self._door.watch(now)
+
+    def _grow(self, growth: Growth) -> None:
+        """hosts.txt has changed: whom to let in and where to dial first, then the protocol, which dials."""
+        hosts = growth.hosts
+        public = {host.line: host.key or "" for host in hosts}
+        self._admission.allow(frozenset(public.values()))
+        self._links.know({host.line: (host.address, host.port) for host in hosts}, public)
+        self._perform(self._protocol.on_hosts(hosts, growth.topology, self._clock()))
 
     # ---- from the learner
 

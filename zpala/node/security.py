@@ -62,6 +62,11 @@ class Admission:
             poller.register(self._zap, zmq.POLLIN)
         poller.register(self._failures, zmq.POLLIN)
 
+    def allow(self, allowed: Collection[str]) -> None:
+        """These are let in from now on; whoever is in stays. Nothing without keys."""
+        if self.keyed:
+            self._allowed = allowed
+
     def serve(self, ready: Mapping[object, int]) -> None:
         """Answers what libzmq has asked, and notes what the monitor has told."""
         if self._zap is not None and self._zap in ready:

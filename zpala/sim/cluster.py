@@ -92,8 +92,8 @@ class VirtualCluster:
         self.linger_s = 0.5  # from a node's end to that of its process
         self.hosts = parse_hosts("\n".join(f"n{i} 10.0.{i // 250}.{i % 250 + 1}:5000" for i in range(size)), "memory")
         self.schema = schema_of(numel)
-        digest = self.topology.digest()
-        self.agreements = [{"seed": "1", "topology": digest} for _ in range(size)]
+        agreement = {"seed": "1", "hosts": self.hosts.agreed(size), "topology graph": self.topology.digest()}
+        self.agreements = [agreement] * size
         self.violations: list[str] = []
         self.forced: list[tuple[float, int, tuple[int, ...]]] = []  # gates opened by their limit: when, whose, the holders
         self.adoptions: list[tuple[float, int]] = []

@@ -27,7 +27,8 @@ def start_node(config: Config, *, peers: Path, environ: Mapping[str, str] = os.e
     wait_without_spinning()
     from zpala.node.node import run_node  # torch and zmq: only once the input is known to be right
 
-    return run_node(config, hosts=hosts, hosts_text=text, hosts_source=peers, name=config.node.name)
+    file = None if str(peers).startswith(DNS) else peers  # what a name stands for comes in numerical order: it grows in the middle
+    return run_node(config, hosts=hosts, hosts_text=text, hosts_source=peers, hosts_file=file, name=config.node.name)
 
 
 def wait_without_spinning() -> None:
