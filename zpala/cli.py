@@ -130,7 +130,7 @@ def node(
             "--peers",
             metavar="HOSTS.txt",
             envvar="ZPALA_PEERS",
-            help="All nodes: a line '[name] host:port [key]' each, more may be appended while it runs. Or dns:NAME:PORT: all addresses of a name.",
+            help="All nodes: a line '[name] host:port [key]' each, may grow during the run. Or dns:NAME:PORT: all addresses of a name.",
         ),
     ],
     run_file: RunFile = None,
