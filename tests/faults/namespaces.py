@@ -22,6 +22,7 @@ ADDRESSES: Final = ("10.97.31.1", "10.97.31.2")
 LIMIT_S: Final = 20.0
 _NAME: Final = re.compile(r"zpala(\d+)[a-z]\d*")  # of a test run's process id
 _numbers: Final = itertools.count()
+_NOBODY: Final = "02:00:00:00:00:99"  # an Ethernet address that neither host has
 _CLONE_NEWNET: Final = 0x40000000
 
 T = TypeVar("T")
@@ -123,6 +124,18 @@ class Cable:
             yield
         finally:
             run("ip", "-n", first.name, "link", "set", "eth0", "up")
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Both have their carrier and nothing that is sent arrives, as behind a switch that has failed: no error tells anybody."""
+        pairs = list(zip(self.hosts, reversed(self.hosts), strict=True))
+        for host, other in pairs:
+            run("ip", "-n", host.name, "neigh", "replace", other.address, "lladdr", _NOBODY, "dev", "eth0", "nud", "permanent")
+        try:
+            yield
+        finally:
+            for host, other in pairs:
+                run("ip", "-n", host.name, "neigh", "delete", other.address, "dev", "eth0")
 
     @contextlib.contextmanager
     def one_way(self, mute: Host) -> Iterator[None]:

@@ -77,6 +77,16 @@ def test_an_unplugged_cable_carries_nothing(cable: Cable, ends: tuple[socket.soc
     assert arrives(one, other, LIMIT_S)
 
 
+def test_a_silent_cable_carries_nothing_and_says_nothing(cable: Cable, ends: tuple[socket.socket, socket.socket]) -> None:
+    one, other = ends
+    with cable.silent():
+        one.sendto(b"no error", other.getsockname())
+        assert not arrives(one, other, 0.2)
+        assert not arrives(other, one, 0.2)
+    assert arrives(one, other, LIMIT_S)
+    assert arrives(other, one, LIMIT_S)
+
+
 def test_one_way_is_a_hole(cable: Cable, ends: tuple[socket.socket, socket.socket]) -> None:
     one, other = ends
     with cable.one_way(cable.hosts[0]):

@@ -15,7 +15,7 @@ import pytest
 
 from tests.node.conftest import LIMIT_S, few_descriptors
 from tests.node.pair import Pair
-from tests.node.test_hostile import meanwhile
+from tests.node.raw_peer import meanwhile
 from zpala.node.door import raise_descriptor_limit
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,17 +6,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
-import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,18 +21,15 @@ import xxhash
 from tests.faults.raw_zmtp import RawClient, RawConnection, RawNode, RawServer, mutation
 from tests.faults.zmtp_frames import MORE, frame, greeting, ready
 from tests.node.pair import Pair
+from tests.node.raw_peer import LIMIT_S, NUMEL, RAW, hear_about, join, meanwhile, offer_until_accepted, raw_node
 from zpala.gossip import codec, limits
 from zpala.gossip import messages as m
 from zpala.node.sockets import CURVE_OVERHEAD_BYTES
 
-NUMEL = 10_000
 FRAMES = int(os.environ.get("FUZZ_FRAMES", "1000"))
 BATCH = limits.STRIKE.burst // 2  # damaged frames of one connection: none is dropped unread
-LIMIT_S = 40.0
-RAW = 2  # the line that the raw peer plays
 UP_LIMIT = codec.UP_MAX + CURVE_OVERHEAD_BYTES
 XID = m.ExchangeId(RAW, 5, 0)
-BACK_OFF_S = 0.002  # an honest node does not offer again at once
 
 MakePair = Callable[..., Pair]
 
@@ -64,42 +57,11 @@ def pair_of_three(make_pair: MakePair, server: RawServer) -> Pair:
     return made
 
 
-def meanwhile(pair: Pair, attack: Callable[[], None], limit_s: float = LIMIT_S) -> None:
-    """Plays the honest learners while ``attack`` runs in a thread of its own; they average during it and after it."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            attack()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="attack")
-    thread.start()
-    pair.run_until(lambda: not thread.is_alive(), limit_s)
-    thread.join()
-    if errors:
-        raise errors[0]
-    pair.more(3)
-
-
-def raw_node(pair: Pair, server: RawServer, *, incarnation: int = 5) -> RawNode:
-    return RawNode(server, pair.ports[0], line=RAW, incarnation=incarnation, agreement=pair.agreement)
-
-
 def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 # ---- a raw peer that is honest
-
-
-def join(node: RawNode) -> None:
-    """A session each way with node 0, as a running member of its run."""
-    node.nonce = node.hello().nonce
-    node.condition = m.Condition(phase="running", updates=1, version=1)
-    node.serve(0)
-    node.heartbeat()
 
 
 def test_a_raw_peer_is_welcome_when_it_speaks_as_it_should(pair_of_three: Pair, server: RawServer) -> None:
@@ -137,29 +99,6 @@ def exchange(node: RawNode) -> None:
     assert data.snapshot.checksum == xxhash.xxh3_64_intdigest(payload)
     node.server.say(m.Data(session=node.session, xid=xid, snapshot=data.snapshot, ok=True), payload)
     assert hear_about(node, m.Ok, xid) == m.Ok(session=node.session, xid=xid)
-
-
-def offer_until_accepted(node: RawNode) -> tuple[m.Offer, m.Accept]:
-    """The node is often engaged, with its other peer or in an offer to this one."""
-    deadline = time.monotonic() + LIMIT_S
-    snapshot = m.SnapshotDescription(version=1, nbytes=4 * NUMEL, checksum=0, square_norm=1.0)
-    for number in itertools.count():
-        offer = m.Offer(session=node.welcome.session, xid=m.ExchangeId(RAW, node.incarnation, number), snapshot=snapshot)
-        node.client.say(offer)
-        answer = node.client.hear(m.Accept, m.Busy, m.Nack, down=True)
-        if isinstance(answer, m.Accept):
-            return offer, answer
-        assert isinstance(answer, m.Busy), answer
-        select.select([node.client.socket], [], [], BACK_OFF_S)
-        assert time.monotonic() < deadline, f"BUSY for {LIMIT_S:g} s: {answer.reason}"
-    raise AssertionError("unreachable")
-
-
-def hear_about(node: RawNode, kind: type, xid: m.ExchangeId) -> Any:
-    """What the node says next of this kind about exchange ``xid`` on its DEALER."""
-    while (message := node.server.hear(kind, down=False)).xid != xid:
-        pass
-    return message
 
 
 # ---- replays

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import zmq
 
+from tests.faults.raw_zmtp import RawClient
 from tests.node.conftest import LIMIT_S, poll, receive, terminate
 from zpala.gossip import codec, events
 from zpala.gossip import messages as m
@@ -138,7 +139,9 @@ class Script(Protocol):
 class Stage:
     """A proxy with a scripted protocol, and sockets around it that play its peers."""
 
-    def __init__(self, context: Context, supervisor: Supervisor, open_socket: Callable[[int], Socket]) -> None:
+    def __init__(
+        self, context: Context, supervisor: Supervisor, open_socket: Callable[[int], Socket], dead_link_s: float = sockets.DEAD_LINK_S
+    ) -> None:
         self.context = context
         self.script = Script()
         self.addresses: dict[int, tuple[str, int]] = {}
@@ -150,6 +153,7 @@ class Stage:
             listener=sockets.listening_socket("127.0.0.1", 0),
             addresses=self.addresses,
             snapshots=self.snapshots,
+            dead_link_s=dead_link_s,
         )
         self._open_socket = open_socket
         self.started = False
@@ -282,6 +286,27 @@ def test_a_peer_that_does_not_read_costs_messages_and_no_time(stage: Stage) -> N
     assert received >= 1
     for _ in range(count):
         assert stage.script.expect("sent") == (BUFFER,)
+
+
+def test_a_peer_that_stops_while_data_are_under_way_gives_the_buffer_back(
+    context: Context, supervisor: Supervisor, open_socket: Callable[[int], Socket]
+) -> None:
+    """Its kernel goes on acknowledging, so only the limit of the link ends it: what is under way is not lost to the pool for ever."""
+    dead_link_s = 1.5
+    stage = Stage(context, supervisor, open_socket, dead_link_s)
+    stage.script.array = np.zeros(4_000_000, dtype=np.float32)  # 16 MB: more than the kernels take
+    stage.script.answers["up"] = lambda link, _: [SendDown(link, data_of(stage.script.array), BUFFER)]
+    stage.start()
+    try:
+        with RawClient.dealer(stage.proxy.port) as stopped:
+            stopped.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            stopped.send(codec.encode(FETCH))
+            stage.script.expect("up")
+            began = time.monotonic()
+            assert stage.script.expect("sent") == (BUFFER,)
+            assert dead_link_s / 2 < time.monotonic() - began < 4 * dead_link_s
+    finally:
+        stage.proxy.stop()
 
 
 def dialled(stage: Stage) -> tuple[Socket, bytes]:

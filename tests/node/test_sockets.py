@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
+import zmq.utils.monitor
 
 from tests.node.conftest import poll, receive
 from zpala.gossip.codec import DOWN_HEADER_MAX, UP_MAX
@@ -172,3 +173,24 @@ def test_what_an_inbox_was_sent_survives_the_sender(context: Context, inproc_add
         push.send(b"last words", zmq.DONTWAIT)
     assert receive(pull) == [b"last words"]
     pull.close()
+
+
+def test_who_is_not_there_is_dialled_again_after_a_second_at_most(context: Context, open_socket: Callable[[int], Socket]) -> None:
+    """Sooner at first. The pauses that libzmq tells of; with longer ones a peer would be found too late after an outage."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        dealer = sockets.dealer_socket(context, sockets.endpoint("127.0.0.1", taken.getsockname()[1]), PAYLOAD_BYTES)
+        try:
+            dealer.monitor("inproc://retries", zmq.EVENT_CONNECT_RETRIED)
+            monitor = open_socket(zmq.PAIR)
+            monitor.connect("inproc://retries")
+            pauses_ms = []
+            for _ in range(6):
+                poll(monitor)
+                pauses_ms.append(int(zmq.utils.monitor.recv_monitor_message(monitor)["value"]))
+            dealer.disable_monitor()
+        finally:
+            dealer.close()
+    assert pauses_ms == sorted(pauses_ms)
+    assert pauses_ms[0] <= 200
+    assert pauses_ms[-1] == 1000

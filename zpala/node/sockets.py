@@ -19,6 +19,7 @@ Why the options are as they are (measured with libzmq 4.3.5):
   dead and a dead peer is dialled anew, ``TCP_MAXRT`` (TCP_USER_TIMEOUT) frees the buffers of a stopped peer, keepalive finds one that
   vanished.
 * ``handshake_ivl`` drops who connects and says nothing, after 3 s instead of 30.
+* A DEALER that cannot connect tries again after a second at most, so that a peer is found soon after an outage of any length.
 * ``immediate`` on a DEALER: nothing is queued for a peer that is not connected; the send says EAGAIN at once.
 * The high-water marks count messages, not bytes: few where tensors travel, some dozens where small messages do.
 * With keys every network socket uses CURVE. ``zap_domain`` and ``zap_enforce_domain`` make the ROUTER ask the ZAP handler of its context
@@ -52,7 +53,7 @@ HANDSHAKES_FAILED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE
 DEAD_LINK_S: Final = 10.0  # at least; must be longer than the longest exchange
 _HANDSHAKE_MS: Final = 3_000
 _RECONNECT_MS: Final = 100
-_RECONNECT_MAX_MS: Final = 5_000
+_RECONNECT_MAX_MS: Final = 1_000
 _numbers = itertools.count()
 
 
