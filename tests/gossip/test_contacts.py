@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from typing import Any
 
@@ -91,6 +92,21 @@ def test_all_agree_on_one_run_with_one_start_although_nobody_knows_everybody(see
     assert len({node.protocol.nonce for node in cluster.nodes}) == 1
     assert {node.protocol.nonce for node in cluster.nodes} == {cluster.nodes[0].protocol._formation._own_nonce}, "the lowest line led"
     assert len(cluster.adoptions) >= SIZE - 1, "and gave its parameters"
+
+
+def test_two_runs_that_form_at_the_same_time_become_one() -> None:
+    """With ``wait_for`` several nodes lead a start. Who waits hears of both runs and passes it on: neither is to take it for its own."""
+    size, rng = 40, random.Random(5)
+    starts = [rng.uniform(0.0, 4.0) for _ in range(size)]
+    cluster = VirtualCluster(
+        size, 5, settings=settings(redraw_s=10.0, wait_for=2), periods=3.0, start_times=starts, latency_s=(0.001, 0.02)
+    )
+    assert cluster.run(40.0, cluster.all_started)
+    cluster.run(10.0)
+    led = [node.line for node in cluster.nodes if any("leading the start" in log.text for log in node.logs)]
+    assert len(led) > 1
+    assert len({node.protocol.nonce for node in cluster.nodes}) == 1
+    assert [node.fatal for node in cluster.nodes] == [None] * size
 
 
 def test_totals_are_known_to_all() -> None:
