@@ -137,7 +137,8 @@ class GossipConfig(Section):
     max_sessions: int = Field(
         16,
         ge=4,
-        description="In a longer hosts.txt: peers that a node has sessions with at a time, drawn anew over time.",
+        description="In a longer hosts.txt: peers that a node has sessions with at a time, drawn anew over time; "
+        "beside those that have no more neighbours than that.",
     )
     redraw_s: float = Field(10.0, gt=0, description="About how often one of them is given up for another.")
     partner: Literal["uniform", "load"] = Field("uniform", description="Whom to ask: any neighbour alike, or of two the less busy one.")

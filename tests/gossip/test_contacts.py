@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.gossip.test_protocol import make
 from zpala.gossip.exchange_state import Step
 from zpala.gossip.hearsay import FRESH_S
-from zpala.gossip.messages import Part
+from zpala.gossip.hosts import parse_hosts
+from zpala.gossip.membership import Phase
+from zpala.gossip.messages import Part, Reject
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology, load_topology
 from zpala.sim.cluster import VirtualCluster
@@ -90,6 +94,21 @@ def test_all_agree_on_one_run_with_one_start_although_nobody_knows_everybody(see
     assert len(cluster.adoptions) >= SIZE - 1, "and gave its parameters"
 
 
+def test_two_runs_that_form_at_the_same_time_become_one() -> None:
+    """With ``wait_for`` several nodes lead a start. Who waits hears of both runs and passes it on: neither is to take it for its own."""
+    size, rng = 40, random.Random(5)
+    starts = [rng.uniform(0.0, 4.0) for _ in range(size)]
+    cluster = VirtualCluster(
+        size, 5, settings=settings(redraw_s=10.0, wait_for=2), periods=3.0, start_times=starts, latency_s=(0.001, 0.02)
+    )
+    assert cluster.run(40.0, cluster.all_started)
+    cluster.run(10.0)
+    led = [node.line for node in cluster.nodes if any("leading the start" in log.text for log in node.logs)]
+    assert len(led) > 1
+    assert len({node.protocol.nonce for node in cluster.nodes}) == 1
+    assert [node.fatal for node in cluster.nodes] == [None] * size
+
+
 def test_totals_are_known_to_all() -> None:
     cluster = started()
     cluster.run(20.0)
@@ -158,15 +177,57 @@ def star(size: int) -> Topology:
     return load_topology("star", size)
 
 
-def test_everybody_gets_a_turn_at_a_node_that_everybody_needs() -> None:
-    """The hub of a star has room for four of eleven, and gives a contact up when somebody was refused."""
-    cluster = started(topology=star(SIZE), settings=settings(topology="star"))
+def wheel(size: int) -> Topology:
+    """Node 0 is everybody's neighbour; the others have the two nearest on each side as well, so each has more than SESSIONS."""
+    rim = {line: {(line - 1 + step) % (size - 1) + 1 for step in (-2, -1, 1, 2)} for line in range(1, size)}
+    return Topology("wheel", "memory", size, (frozenset(rim), *(frozenset(near | {0}) for near in rim.values())))
+
+
+def test_everybody_gets_a_turn_at_a_node_that_everybody_wants() -> None:
+    """The hub of a wheel has room for four of eleven, and gives a contact up when somebody was refused."""
+    cluster = started(topology=wheel(SIZE), settings=settings(topology="wheel"))
     cluster.run(90.0)
     assert cluster.nodes[0].protocol.metrics()["full_sent"] > 0
     assert partners(cluster)[0] == set(range(1, SIZE))
     assert len({node.protocol.nonce for node in cluster.nodes}) == 1
     assert cluster.counter("defects") == 0
     assert cluster.problems() == []
+
+
+def test_who_has_nobody_else_is_always_let_in() -> None:
+    """The middle of a star is the one neighbour of all: they start together, know the totals all along, and end together."""
+    budget = 80 * SIZE * 60
+    cluster = VirtualCluster(SIZE, topology=star(SIZE), settings=settings(topology="star"), periods=PERIOD_S, budget=budget)
+    assert cluster.run(5.0, cluster.all_started)
+    assert len({node.protocol.nonce for node in cluster.nodes}) == 1
+    cluster.run(5.0)
+    assert {line: len(node.protocol._membership) for line, node in enumerate(cluster.nodes)} == {
+        0: SIZE - 1,
+        **dict.fromkeys(range(1, SIZE), 1),
+    }
+    assert cluster.counter("full_sent") == cluster.counter("redraws") == 0
+    assert cluster.run(60.0, lambda: not cluster.live())
+    assert {node.drained for node in cluster.nodes} == {"drained"}
+    done = sum(node.learner.updates for node in cluster.nodes) * cluster.steps_per_update
+    assert budget <= done < 1.1 * budget
+
+
+def test_who_is_refused_for_want_of_room_starts_no_run_of_its_own() -> None:
+    """Somebody is there, so a run may be under way: patience ends when nobody has refused it for a while."""
+    hosts = "\n".join(f"n{line} 10.0.0.{line + 1}:5000" for line in range(SIZE))
+    rule = settings(start_timeout_s=2.0)
+    protocol = make(SIZE, hosts=parse_hosts(hosts, "memory"), settings=rule)
+    refused = 0
+    for tick in range(1, 120):
+        for line in list(protocol._contacts._contacts):
+            refused += 1
+            protocol.on_down(line, Reject(code="full", field="sessions", mine="", yours="", fatal=False), None, tick * 0.5)
+        protocol.on_timer(tick * 0.5)
+    assert refused > 10
+    assert protocol.phase is Phase.WAITING
+    for tick in range(120, 180):
+        protocol.on_timer(tick * 0.5)
+    assert protocol.phase is not Phase.WAITING, "nobody has refused it for a while"
 
 
 def test_only_neighbours_are_dialled_and_let_in() -> None:

@@ -177,3 +177,16 @@ def test_quarantine_doubles() -> None:
         for _ in range(3):
             membership.strike(member, 0.0)
         assert member.quarantined_until == expected
+
+
+def test_what_spoke_against_a_dropped_ones_pace_is_forgotten() -> None:
+    """Else it would be SLOW, or no longer, at its first heartbeat after it has been taken back."""
+    membership = Membership(0, 30, SETTINGS, 0.0)
+    member = membership.get(1)
+    assert member is not None
+    assert membership.bounded
+    membership.take(member)
+    member.pace_since = 1.0
+    membership.drop(member)
+    membership.take(member)
+    assert member.pace_since == float("inf")

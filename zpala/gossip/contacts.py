@@ -6,6 +6,10 @@ somebody else. Every ``redraw_s`` or so it gives one of its own choice up and dr
 it took in. So sockets and control messages per node have a bound that does not depend on the length of hosts.txt, and over time everybody
 averages with every neighbour.
 
+Not counted among the ``max_sessions`` are neighbours that depend on this node: those with at most ``max_sessions`` neighbours of their own
+dial all of them for as long as they live, and may have nobody else. The middle of a star has everybody in: refused, its nodes would each
+learn alone, and would not hear that the run has ended. Such a bound is the graph's.
+
 A session is given up in agreement (PART): neither makes new offers, each says PART when no exchange of theirs is open, and whoever has said
 and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced,
 unless all neighbours are contacts anyway: then it is dialled again and again, as in a short list.
@@ -28,6 +32,7 @@ from zpala.gossip.messages import Part
 from zpala.gossip.run import Run
 from zpala.gossip.sessions import Sessions
 from zpala.gossip.settings import GossipSettings
+from zpala.gossip.topology import Topology
 
 OWN_SHARE = 3  # a third of the sessions are of the own choice: the others' choices then seldom find a node full
 OWN_MIN = 2  # a graph in which everybody draws one other falls apart easily
@@ -52,12 +57,13 @@ class _Contact:
 
 
 class Contacts:
-    """``neighbours``: lines that the topology allows; ``rng`` draws among them."""
+    """``line``: my own, with the neighbours that ``topology`` allows; ``rng`` draws among them."""
 
     def __init__(
         self,
         *,
-        neighbours: Set[int],
+        line: int,
+        topology: Topology,
         settings: GossipSettings,
         run: Run,
         membership: Membership,
@@ -67,7 +73,7 @@ class Contacts:
         outbox: Outbox,
     ) -> None:
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._neighbours = neighbours
+        self._line = line
         self._settings = settings
         self._run = run
         self._membership = membership
@@ -78,7 +84,7 @@ class Contacts:
         self._contacts: dict[int, _Contact] = {}
         self._not_before: dict[int, float] = {}  # line -> when it may be drawn again
         self._lost: dict[int, int] = {}  # line -> times that it could not be reached, one after the other
-        self._own_max = self._own_share()
+        self._follow(topology)
         self._pressed = False  # somebody was refused since the last redraw
         self._redraw_at = math.inf
 
@@ -87,21 +93,26 @@ class Contacts:
         """All neighbours are contacts: there is nobody to replace one by."""
         return len(self._neighbours) <= self._settings.max_sessions
 
-    def _own_share(self) -> int:
-        return len(self._neighbours) if self._few else max(OWN_MIN, self._settings.max_sessions // OWN_SHARE)
+    def _follow(self, topology: Topology) -> None:
+        limit = self._settings.max_sessions
+        self._neighbours = topology.neighbours(self._line)
+        self._own_max = len(self._neighbours) if self._few else max(OWN_MIN, limit // OWN_SHARE)
+        self._dependents: Set[int] = frozenset()
+        if not self._few:
+            self._dependents = frozenset(line for line in self._neighbours if len(topology.neighbours(line)) <= limit)
 
-    def grow(self, neighbours: Set[int], now: float) -> None:
-        """The topology allows ``neighbours`` now, and ``membership`` has grown."""
-        self._neighbours = neighbours
-        self._own_max = self._own_share()
+    def grow(self, topology: Topology, now: float) -> None:
+        """``topology`` holds from now on, and ``membership`` has grown."""
+        self._follow(topology)
         if not self._membership.bounded:
             return
         present = [member for member in self._membership if member.line not in self._contacts]  # the list was short until now
         self._rng.shuffle(present)
         for number, member in enumerate(present):
-            self._contacts[member.line] = _Contact(member, number < self._own_max, now, now)
+            own = number < self._own_max and member.line not in self._dependents
+            self._contacts[member.line] = _Contact(member, own, now, now)
         for contact in list(self._contacts.values()):
-            if contact.member.line not in neighbours:
+            if contact.member.line not in self._neighbours:
                 self._part(contact, now)
 
     # ---- over time --------------------------------------------------------------------------------------------------------------------
@@ -144,7 +155,8 @@ class Contacts:
         """Give up the contact that was drawn longest ago, if there is somebody else to draw; with others at the door one more."""
         if self._run.phase not in (Phase.WAITING, Phase.READY, Phase.RUNNING) or self._run.finish_reason:
             return
-        if len(self._neighbours) > self._own_max and len(self._contacts) < len(self._neighbours):
+        others = len(self._neighbours) - len(self._dependents)
+        if others > self._own_max and self._counted() < others:
             self._give_up_oldest(True, now)
         if self._pressed:
             self._pressed = False
@@ -157,21 +169,29 @@ class Contacts:
             self._part(min(settled, key=lambda contact: contact.since), now)
 
     def _is_settled(self, contact: _Contact) -> bool:
-        """Not parting, and not adopting a state, which may be mine."""
+        """Not parting, not adopting a state, which may be mine, and not dependent on this node."""
         member = contact.member
+        if member.line in self._dependents:
+            return False
         return contact.parting_since is None and member.established and member.condition.phase not in (Phase.STARTING, Phase.JOINING)
 
     def _draw(self, now: float) -> None:
         own = sum(contact.own for contact in self._contacts.values())
-        if own >= self._own_max or len(self._contacts) >= self._settings.max_sessions:
+        room = min(self._own_max - own, self._settings.max_sessions - self._counted())
+        if room <= 0:
             return
-        free = sorted(line for line in self._neighbours if line not in self._contacts and now >= self._not_before.get(line, 0.0))
+        others = (line for line in self._neighbours if line not in self._contacts and line not in self._dependents)
+        free = sorted(line for line in others if now >= self._not_before.get(line, 0.0))
         self._rng.shuffle(free)
-        for line in free[: min(self._own_max - own, self._settings.max_sessions - len(self._contacts))]:
+        for line in free[:room]:
             member = self._membership.get(line)
             if member is not None and now >= member.quarantined_until:
                 self._open(member, True, now)
                 self._sessions.call(member, now)
+
+    def _counted(self) -> int:
+        """Contacts that ``max_sessions`` is about."""
+        return len(self._contacts) - sum(line in self._dependents for line in self._contacts) if self._dependents else len(self._contacts)
 
     # ---- what peers do ----------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +201,7 @@ class Contacts:
             return None
         if member.line not in self._neighbours:
             return "no_neighbour"
-        if len(self._contacts) >= self._settings.max_sessions:
+        if member.line not in self._dependents and self._counted() >= self._settings.max_sessions:
             self._pressed = True
             self.counters["full_sent"] += 1
             return "full"

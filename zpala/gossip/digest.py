@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zpala.gossip.budget import BudgetCounter
-from zpala.gossip.hearsay import Hearsay, state_of
+from zpala.gossip.hearsay import Hearsay, of_no_run, state_of
 from zpala.gossip.membership import Member, Membership, Phase
 from zpala.gossip.messages import Condition, DigestEntry
 from zpala.gossip.run import Run
@@ -49,10 +49,15 @@ class Digest:
         return (mine, *(self._hearsay.entry(line, incarnation, env_steps, now) for line, incarnation, env_steps, _, _ in others))
 
     def hear(self, digest: Sequence[DigestEntry], nonce: bytes, now: float) -> bool:
-        """A peer of the run ``nonce`` (empty: it waits for one) tells; True when the known env_steps have grown."""
+        """A peer of the run ``nonce`` (empty: it waits for one) tells; True when the known env_steps have grown.
+
+        No entry says of which run it is. So how far others are is taken only from peers of my run: two runs that form at the same time
+        would each take the other's nodes for its own, and start.
+        """
         mine = self._run.nonce
         if self._membership.bounded and (nonce == mine or not nonce or not mine):
-            self._hearsay.hear(digest, now)
+            of_my_run = bool(mine) and nonce == mine
+            self._hearsay.hear(digest if of_my_run else [entry for entry in digest if of_no_run(entry.state)], now)
             if not mine or not nonce:  # there are no counts yet, or none of this run
                 for entry in digest:
                     self._budget.know(entry.line, entry.incarnation)
@@ -62,7 +67,8 @@ class Digest:
         """``member`` has said itself how far it is."""
         if self._membership.bounded:
             state = state_of(member.condition, self._target_return)
-            self._hearsay.hear([DigestEntry(member.line, member.incarnation, 0, 0, state)], now)
+            if of_no_run(state) or member.nonce == self._run.nonce:
+                self._hearsay.hear([DigestEntry(member.line, member.incarnation, 0, 0, state)], now)
             self._budget.know(member.line, member.incarnation)
 
     def left(self, member: Member, now: float) -> None:

@@ -91,10 +91,14 @@ class Formation:
         joining = self._run.phase is Phase.JOINING
         if (joining or (self._run.phase is Phase.STARTING and not self._leading)) and not self._adopt(present, now):
             return
-        if not joining and now >= self._look_at:
+        if not joining and now >= self._look_at and not self._is_kept_out(present, now):
             self._look_at = now + LOOK_EVERY_S if self._membership.bounded else now
             seen = self._seen(present, now)
             self._take(self._next_step(seen, now), seen, now)
+
+    def _is_kept_out(self, present: Sequence[Member], now: float) -> bool:
+        """Somebody is there and has no room for this node, which has nobody else: it waits for its turn, and starts nothing alone."""
+        return not present and now < self._run.full_until and self._run.phase in (Phase.WAITING, Phase.READY)
 
     def _adopt(self, present: Iterable[Member], now: float) -> bool:
         """Drive the joiner; False and back to WAITING when nobody of the run is left."""

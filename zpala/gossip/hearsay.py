@@ -39,6 +39,11 @@ def state_of(condition: Condition, target_return: float | None) -> int:
     return 2 * _PHASES.index(Phase(condition.phase)) + reached(condition, target_return)
 
 
+def of_no_run(state: int) -> bool:
+    """A node that waits for a run or has left is that to everybody; any other state is about one run."""
+    return _PHASES[state // 2] in (Phase.WAITING, Phase.LEAVING) if state < STATES else False
+
+
 class Hearsay:
     """``line``: my own, of which nobody can tell me anything."""
 

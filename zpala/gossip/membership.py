@@ -172,6 +172,7 @@ class Membership:
         self.unbind(member)
         member.session_out = None
         member.parting = False
+        member.pace_since = float("inf")  # nobody looks at it meanwhile
         member.dialled_at = float("-inf")
         member.redial_at = float("inf")
         member.redial_wait_s = 0.0

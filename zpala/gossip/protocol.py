@@ -200,7 +200,8 @@ class Protocol:
             ended=self._on_ended,
         )
         self._contacts = Contacts(
-            neighbours=topology.neighbours(line),
+            line=line,
+            topology=topology,
             settings=settings,
             run=self._run,
             membership=self._membership,
@@ -623,7 +624,7 @@ class Protocol:
             self._neighbourhood.grow(topology)
             self._budget.grow(len(hosts))
             self._sessions.grow(hosts, topology.digest(), now)
-            self._contacts.grow(topology.neighbours(self._line), now)
+            self._contacts.grow(topology, now)
             self._run.changed = True
         return self._settle(now)
 

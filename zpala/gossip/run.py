@@ -27,6 +27,7 @@ class Run:
     finish_reason: str = ""
     gate_closed: bool = False  # the learner waits in the gate for fresh news
     unknown_until: float = float("-inf")  # a peer has said that it does not know this node yet: no run is started before
+    full_until: float = float("-inf")  # a peer has said that it has no room for this node: alone it starts no run before
     rejoining: bool = False  # JOINING again, to replace diverged parameters, while the learner goes on
     announce: bool = False
     changed: bool = True

@@ -346,6 +346,7 @@ class Sessions:
         if reject.code == "stale_incarnation":
             self._raise_incarnation(member, reject.known_incarnation, now)
         elif reject.code in REFUSED_FOR_ROOM:
+            self._run.full_until = now + UNKNOWN_HELLOS * self._settings.hello_s
             self._turned_away(member, now)
         elif reject.code == "duplicate":
             self._fatal(EXIT_DUPLICATE, f"{host} is running already and has my line of hosts.txt; give every node a line of its own")
