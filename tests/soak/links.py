@@ -29,6 +29,7 @@ from typing import Any
 from tests.cluster.processes import ZPALA, Process, Processes, vector
 from tests.faults import namespaces
 from tests.faults.namespaces import Cable
+from tests.soak.new_rows import NewRows
 from zpala.gossip.settings import GossipSettings
 
 PORT = 5670
@@ -49,7 +50,7 @@ class Node:
 
     process: Process
     directory: Path
-    offset: int = 0
+    rows: NewRows = field(init=False)
     lines_read: int = 0
     row: dict[str, Any] = field(default_factory=dict)
     env_steps: int = 0
@@ -57,6 +58,9 @@ class Node:
     longest_still_s: float = 0.0  # of this part of the play
     deads: int = 0  # so many times it has called the other dead
     restarts: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows = NewRows(self.directory)
 
     @property
     def exchanges(self) -> int:
@@ -72,16 +76,8 @@ class Node:
             self.deads += " is dead: nothing heard" in line
             self.restarts += "has restarted" in line
         self.lines_read = len(self.process.lines)
-        path = self.directory / "metrics.jsonl"
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            file.seek(self.offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for row in whole.splitlines():
-            self.row = json.loads(row)
+        for row in self.rows.read():
+            self.row = row
             if self.row["env_steps"] > self.env_steps:
                 self.env_steps = self.row["env_steps"]
                 self.longest_still_s = max(self.longest_still_s, self.still_s(now))

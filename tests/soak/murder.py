@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from tests.cluster.processes import Process, Processes
+from tests.soak.new_rows import NewRows
 from zpala.metrics import read_rows
 from zpala.run_directory import load_checkpoint
 
@@ -63,7 +64,10 @@ class Life:
     games: int = 0
     rss: list[tuple[float, float]] = field(default_factory=list)
     lines_read: int = 0
-    offset: int = 0
+    rows: NewRows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows = NewRows(self.directory)
 
     def learns(self) -> bool:
         return self.moved_at > 0 and not self.stopped
@@ -155,16 +159,7 @@ class Soak:
         life.lines_read = len(life.process.lines)
 
     def _read_rows(self, life: Life, now: float) -> None:
-        path = life.directory / "metrics.jsonl"
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            file.seek(life.offset)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        life.offset += len(whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
+        for row in life.rows.read():
             if row["env_steps"] > life.env_steps:
                 if life.moved_at and not life.stopped:
                     life.longest_still_s = max(life.longest_still_s, now - life.moved_at)
