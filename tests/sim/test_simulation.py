@@ -81,6 +81,20 @@ def test_a_node_that_stands_still_is_noticed() -> None:
     assert any("node 2" in text and "should have gone on" in text for text in simulation.play().violations)
 
 
+def test_a_learner_that_hung_answers_its_mail_when_it_wakes() -> None:
+    """Or nobody could adopt a state from that node ever after."""
+    cluster = VirtualCluster(3, 4)
+    assert cluster.run(10.0, cluster.all_started)
+    donor = cluster.nodes[0]
+    donor.learner.hang()
+    donor.protocol._donor.capture()
+    donor.do(donor.protocol.on_timer(cluster.now))
+    cluster.run(2.0)
+    assert donor.protocol._donor.capturing
+    donor.learner.wake()
+    assert not donor.protocol._donor.capturing
+
+
 def test_a_changed_parameter_is_noticed() -> None:
     cluster = VirtualCluster(3, 1, periods=0.1)
     assert cluster.run(20.0, cluster.all_started)

@@ -9,6 +9,7 @@ averages with every neighbour.
 Not counted among the ``max_sessions`` are neighbours that depend on this node: those with at most ``max_sessions`` neighbours of their own
 dial all of them for as long as they live, and may have nobody else. The middle of a star has everybody in: refused, its nodes would each
 learn alone, and would not hear that the run has ended. Such a bound is the graph's.
+At the run's end the bound is twice as high: a neighbour that was between two sessions and has not heard of it is dialled and let in.
 
 A session is given up in agreement (PART): neither makes new offers, each says PART when no exchange of theirs is open, and whoever has said
 and heard it hangs up. Who does not answer is hung up on after ``keep_s``. A contact that dies, leaves or cannot be reached is replaced,
@@ -27,7 +28,8 @@ from dataclasses import dataclass
 
 from zpala.gossip.actions import Hangup, Outbox, SendUp
 from zpala.gossip.exchange import Exchanges
-from zpala.gossip.membership import Liveness, Member, Membership, Phase
+from zpala.gossip.hearsay import Hearsay
+from zpala.gossip.membership import ENDED, Liveness, Member, Membership, Phase
 from zpala.gossip.messages import Part
 from zpala.gossip.run import Run
 from zpala.gossip.sessions import Sessions
@@ -67,6 +69,7 @@ class Contacts:
         settings: GossipSettings,
         run: Run,
         membership: Membership,
+        hearsay: Hearsay,
         sessions: Sessions,
         exchanges: Exchanges,
         rng: random.Random,
@@ -77,6 +80,7 @@ class Contacts:
         self._settings = settings
         self._run = run
         self._membership = membership
+        self._hearsay = hearsay
         self._sessions = sessions
         self._exchanges = exchanges
         self._rng = rng
@@ -163,10 +167,11 @@ class Contacts:
             self._give_up_oldest(False, now)
 
     def _give_up_oldest(self, own: bool, now: float) -> None:
-        settled = [contact for contact in self._contacts.values() if contact.own is own and self._is_settled(contact)]
-        if settled:
+        settled = [contact for contact in self._contacts.values() if self._is_settled(contact)]
+        oldest = min((contact for contact in settled if contact.own is own), key=lambda contact: contact.since, default=None)
+        if oldest is not None and len(settled) > 1:  # with somebody a session goes on: news of the run's end come with it
             self.counters["redraws"] += 1
-            self._part(min(settled, key=lambda contact: contact.since), now)
+            self._part(oldest, now)
 
     def _is_settled(self, contact: _Contact) -> bool:
         """Not parting, not adopting a state, which may be mine, and not dependent on this node."""
@@ -176,18 +181,29 @@ class Contacts:
         return contact.parting_since is None and member.established and member.condition.phase not in (Phase.STARTING, Phase.JOINING)
 
     def _draw(self, now: float) -> None:
+        unaware = self._unaware(now)
         own = sum(contact.own for contact in self._contacts.values())
-        room = min(self._own_max - own, self._settings.max_sessions - self._counted())
+        room = self._room() if unaware else min(self._own_max - own, self._room())
         if room <= 0:
             return
-        others = (line for line in self._neighbours if line not in self._contacts and line not in self._dependents)
-        free = sorted(line for line in others if now >= self._not_before.get(line, 0.0))
+        others = unaware or (line for line in self._neighbours - self._dependents if now >= self._not_before.get(line, 0.0))
+        free = sorted(line for line in others if line not in self._contacts)
         self._rng.shuffle(free)
         for line in free[:room]:
             member = self._membership.get(line)
             if member is not None and now >= member.quarantined_until:
                 self._open(member, True, now)
                 self._sessions.call(member, now)
+
+    def _unaware(self, now: float) -> Set[int]:
+        """At the run's end: neighbours that may not know of it."""
+        if self._run.phase not in ENDED:
+            return frozenset()
+        return self._hearsay.unaware(now, self._settings.dead_s) & self._neighbours - self._contacts.keys()
+
+    def _room(self) -> int:
+        """For that many more; twice as many at the run's end."""
+        return (2 if self._run.phase in ENDED else 1) * self._settings.max_sessions - self._counted()
 
     def _counted(self) -> int:
         """Contacts that ``max_sessions`` is about."""
@@ -201,7 +217,7 @@ class Contacts:
             return None
         if member.line not in self._neighbours:
             return "no_neighbour"
-        if member.line not in self._dependents and self._counted() >= self._settings.max_sessions:
+        if member.line not in self._dependents and self._room() <= 0:
             self._pressed = True
             self.counters["full_sent"] += 1
             return "full"

@@ -2,8 +2,8 @@
 
 One entry per line of hosts.txt: its newest process, how far that was, and when anybody last heard of it. A node says of itself that it was
 heard of just now; whoever passes it on says how old that is, never younger than it is. Of two entries about one process the younger one
-counts, and one older than ``FRESH_S`` is no sign of life. Hearsay starts the run (design D4) and says how many live; it never makes a
-partner, and never holds the gate.
+counts, and one older than ``FRESH_S`` is no sign of life. Hearsay starts the run (design D4), says how many live, and at the run's end who
+may not know of it; it never makes a partner, and never holds the gate.
 """
 
 from __future__ import annotations
@@ -93,6 +93,10 @@ class Hearsay:
             count = sum(rumour.phase in ACTIVE for rumour in self.fresh(now))
             self._counted = (now, count)
         return count
+
+    def unaware(self, now: float, within_s: float) -> set[int]:
+        """Lines that learned when they were last heard of, at most ``within_s`` ago: has the run's end reached them?"""
+        return {rumour.line for rumour in self._rumours.values() if rumour.phase is Phase.RUNNING and now - rumour.heard_at <= within_s}
 
     def all_reached(self, now: float, met: Collection[int]) -> bool:
         """Have all of them that learn reached the target? Not asked of the lines ``met``, which say so themselves."""

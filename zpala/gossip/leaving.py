@@ -12,6 +12,7 @@ from zpala.gossip.actions import Outbox
 from zpala.gossip.drain import Drain
 from zpala.gossip.events import Drained
 from zpala.gossip.exchange import Exchanges
+from zpala.gossip.hearsay import Hearsay
 from zpala.gossip.membership import ENDED, Phase
 from zpala.gossip.neighbourhood import Neighbourhood
 from zpala.gossip.run import Run
@@ -22,7 +23,7 @@ STOP_S = 1.0  # a node that leaves alone finishes its exchange within that
 
 
 class Leaving:
-    """``enabled``: does this node average at all? Without, there is nothing to be equal in."""
+    """``enabled``: does this node average at all? Without, there is nothing to be equal in. ``dead_s``: silent that long is dead."""
 
     def __init__(
         self,
@@ -30,6 +31,8 @@ class Leaving:
         enabled: bool,
         run: Run,
         neighbourhood: Neighbourhood,
+        hearsay: Hearsay,
+        dead_s: float,
         drain: Drain,
         exchanges: Exchanges,
         shadow: Shadow,
@@ -40,6 +43,8 @@ class Leaving:
         self._enabled = enabled
         self._run = run
         self._neighbourhood = neighbourhood
+        self._hearsay = hearsay
+        self._dead_s = dead_s
         self._drain = drain
         self._exchanges = exchanges
         self._shadow = shadow
@@ -68,7 +73,8 @@ class Leaving:
         """Equal to the neighbours: say so, and leave when everybody is.
 
         A node that left on its own closeness would be left behind by a neighbour that still moves towards others, and one that left on
-        its neighbours' by whoever moves them: along a ring that can be far away. Of a long hosts.txt only those with a session are asked.
+        its neighbours' by whoever moves them: along a ring that can be far away. Of a long hosts.txt only those with a session are asked;
+        for whoever is between two sessions, and so has not heard of the end, a drained node stays ``dead_s`` longer and dials it.
         """
         if self._run.phase not in ENDED:
             return
@@ -81,11 +87,15 @@ class Leaving:
             self._run.enter(Phase.FINISHED, now)
         elif self._run.phase is Phase.FINISHED and close and settled:
             self._run.enter(Phase.DRAINED, now)
-        if self._run.phase is Phase.DRAINED and settled and self._all_drained():
+        if self._run.phase is Phase.DRAINED and settled and self._all_drained(now):
             self.leave("drained", now)
 
-    def _all_drained(self) -> bool:
-        return not self._enabled or all(member.condition.phase == Phase.DRAINED for member in self._neighbourhood.of_run())
+    def _all_drained(self, now: float) -> bool:
+        met = self._neighbourhood.of_run()
+        if self._enabled and not all(member.condition.phase == Phase.DRAINED for member in met):
+            return False
+        unaware = self._hearsay.unaware(now, self._dead_s) - {member.line for member in met}
+        return not unaware or now - self._run.since > self._dead_s
 
     def check_stop(self, now: float) -> None:
         if self.stopping and self._run.phase is not Phase.LEAVING and (self._exchanges.idle or now >= self._stop_at):

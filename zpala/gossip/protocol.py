@@ -199,18 +199,19 @@ class Protocol:
             outbox=self._out,
             ended=self._on_ended,
         )
+        self._hearsay = Hearsay(line)
         self._contacts = Contacts(
             line=line,
             topology=topology,
             settings=settings,
             run=self._run,
             membership=self._membership,
+            hearsay=self._hearsay,
             sessions=self._sessions,
             exchanges=self._exchanges,
             rng=rng,
             outbox=self._out,
         )
-        self._hearsay = Hearsay(line)
         self._budget = BudgetCounter(budget, len(hosts))
         self._digest = Digest(
             line, lambda: self._sessions.incarnation, self._budget, self._hearsay, self._run, self._membership, target_return
@@ -270,6 +271,8 @@ class Protocol:
             enabled=settings.enabled,
             run=self._run,
             neighbourhood=self._neighbourhood,
+            hearsay=self._hearsay,
+            dead_s=settings.dead_s,
             drain=self._drain,
             exchanges=self._exchanges,
             shadow=self._shadow,

@@ -46,6 +46,7 @@ class Learner:
         self.applied: list[DeltaQueued] = []
         self.dropped = 0  # deltas, with the parameters that they belonged to
         self._wait_began = 0.0
+        self._capture: CaptureState | None = None  # came while it hung: its mailbox keeps it
 
     # ---- mails from the proxy ---------------------------------------------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ class Learner:
             self.adopt(event)
         elif isinstance(event, CaptureState):
             if self.state == "hung":
+                self._capture = event
                 return
             node.parts["parameters"][:] = self.vector
             node.parts["slot"][:] = self.slot
@@ -208,3 +210,6 @@ class Learner:
         if self.state == "hung":
             self.state = "learning"
             self.next_update()
+            if self._capture is not None:
+                event, self._capture = self._capture, None
+                self.receive(event)
