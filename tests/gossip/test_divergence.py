@@ -252,7 +252,7 @@ def test_a_doubt_of_the_old_parameters_is_given_up_and_never_applied_to_the_new_
     doubts = list(node.exchanges.doubts.values())
     node.learner.vector[:-1] *= -1.0
     assert cluster.run(5.0, lambda: node.protocol.phase == Phase.JOINING)
-    assert all(doubt.state is State.ABORTED for doubt in doubts)
+    assert all(doubt.state is State.GIVEN_UP for doubt in doubts)
     assert not node.exchanges.doubts
     assert node.protocol.metrics()["defects"] == len(doubts)
     cluster.network.drop = lambda source, target, message: False

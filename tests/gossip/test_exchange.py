@@ -183,6 +183,92 @@ def test_a_doubt_that_nobody_resolves_is_one_counted_defect(monkeypatch: pytest.
     assert all(node.exchanges.current is None and not node.exchanges.doubts for node in cluster.nodes)
 
 
+def hold_oks(cluster: VirtualCluster, *sources: int) -> None:
+    """From its first OK on nothing passes from any of ``sources`` to the other node, and nobody is told."""
+
+    def hold(source: int, target: int, message: Any) -> bool:
+        if type(message).__name__ == "Ok" and source in sources and (source, target) not in cluster.network.blocked:
+            cluster.network.block(source, target)
+        return False
+
+    cluster.network.drop = hold
+
+
+def heal(cluster: VirtualCluster) -> None:
+    cluster.network.drop = lambda source, target, message: False
+    cluster.network.heal()
+    assert cluster.run(3.0, lambda: all(member.established for node in cluster.nodes for member in node.membership))
+
+
+def late_ok() -> VirtualCluster:
+    """OFFER, ACCEPT, DATA, DATA(ok): node 1 applies, and its OK to node 0 is held until the connections break.
+
+    Healed before node 0 gives up, but slow: what it asks is answered, and the answer is under way when this ends, with the doubt given up.
+    """
+    cluster = pair()
+    asker, applier = (node.protocol for node in cluster.nodes)
+    hold_oks(cluster, 1)
+    trigger(cluster)
+    assert cluster.run(6.0, lambda: asker.metrics()["doubts_open"] == 1)
+    assert list(cluster.ledger.applied.values()) == [[1]]
+    (doubt,) = cluster.nodes[0].exchanges.doubts.values()
+    assert cluster.run(cluster.settings.keep_s, lambda: cluster.network.resets == 1)
+    cluster.network.sent.clear()
+    heal(cluster)
+    cluster.network.further_s = lambda source, target: 3.0 if source == 1 else 0.0
+    assert cluster.now < doubt.deadline - cluster.settings.retransmit_s, "healed in time for a question"
+    assert cluster.run(3.0, lambda: not cluster.nodes[0].exchanges.doubts)
+    assert cluster.network.sent["Ok"] > 1, "it asked, and was answered"
+    assert [ending.step for ending in cluster.nodes[0].endings if ending.exchange is doubt] == [Step.EXPIRED]
+    assert (asker.metrics()["defects"], applier.metrics()["defects"]) == (1, 0)
+    return cluster
+
+
+def test_an_ok_that_comes_after_the_doubt_was_given_up_is_the_same_one_defect() -> None:
+    cluster = late_ok()
+    cluster.run(3.0)
+    assert cluster.counter("abort_after_applied") == 0
+    assert cluster.nodes[1].protocol.metrics()["abort_after_expiry"] > 0
+    assert cluster.counter("defects") == cluster.ledger.defects == 1
+    cluster.network.further_s = lambda source, target: 0.0
+    trigger(cluster)
+    assert cluster.run(10.0, lambda: sorted(list(cluster.ledger.applied.values())[-1]) == [0, 1]), "the next exchange works"
+    cluster.quiesce()
+    assert cluster.problems() == []
+    assert len(cluster.ledger.half_applied()) == 1
+    assert cluster.drift_error() < ROUNDING
+
+
+def test_who_forgets_what_it_gave_up_is_found_out() -> None:
+    cluster = late_ok()
+    cluster.nodes[0].exchanges._outcomes._outcomes.clear()
+    cluster.run(3.0)
+    assert cluster.nodes[1].protocol.metrics()["abort_after_applied"] > 0
+    assert cluster.counter("abort_after_expiry") == 0
+    assert any("abort_after_applied" in problem for problem in cluster.problems())
+
+
+def test_who_is_in_doubt_when_the_other_gives_up_drops_its_half() -> None:
+    """With big vectors each says OK before it has the other's."""
+    cluster = pair(module.SMALL_BYTES // 4 + 16, bandwidth=1e7)
+    hold_oks(cluster, 0, 1)
+    trigger(cluster)
+    assert cluster.run(6.0, lambda: all(node.exchanges.doubts for node in cluster.nodes))
+    (doubt,) = cluster.nodes[1].exchanges.doubts.values()
+    doubt.deadline += 10.0
+    assert cluster.run(12.0, lambda: not cluster.nodes[0].exchanges.doubts)
+    assert doubt.state is State.DOUBT
+    heal(cluster)
+    cluster.run(1.0)
+    assert [ending.code for ending in cluster.nodes[1].endings if ending.exchange is doubt] == [module.EXPIRED]
+    assert [node.protocol.metrics()["defects"] for node in cluster.nodes] == [1, 0]
+    assert doubt.xid not in cluster.ledger.applied
+    assert cluster.counter("abort_after_expiry") == 0
+    cluster.quiesce()
+    assert cluster.problems() == []
+    assert cluster.ledger.half_applied() == []
+
+
 def test_a_peer_in_doubt_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = started(VirtualCluster(3, 2, periods=0.05, settings=GossipSettings(exchange_timeout_s=2.0)))
     cluster.network.drop = lambda source, target, message: type(message).__name__ == "Ok" and {source, target} == {0, 1}
@@ -465,7 +551,7 @@ def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
 
 def test_nothing_leaves_a_final_state() -> None:
     assert {before for before, _ in TRANSITIONS} == {State.OFFERED, State.ENGAGED, State.DOUBT}
-    assert set(TRANSITIONS.values()) == {State.ENGAGED, State.DOUBT, State.APPLIED, State.ABORTED}
+    assert set(TRANSITIONS.values()) == {State.ENGAGED, State.DOUBT, State.APPLIED, State.ABORTED, State.GIVEN_UP}
 
 
 def test_only_data_and_ok_together_apply() -> None:

@@ -19,7 +19,8 @@ time the exchange is parked in DOUBT, where it blocks nothing but further exchan
 
 Why both or neither: A applied, so A got B's OK, so B holds A's snapshot. A said OK before it applied and answers every later question with
 OK as long as it remembers (2 x ``keep_s``). B, having said OK, leaves ENGAGED or DOUBT only by A's OK (then it applies), by A's ABORT
-(which A never sends after its own OK), or by expiry or A's restart (which are counted).
+(which A never sends after its own OK), or by expiry or A's restart (which are counted). Who let a doubt expire answers what comes later
+with ABORT(expired): a peer in doubt drops its half, one that has applied is the other side of the defect that is counted already.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from zpala.gossip.shadow import Shadow
 MAX_DOUBTS = 4  # at most one per peer
 SMALL_BYTES = 256 * 1024  # below, the initiator waits for the responder's data before it sends its own (one message less)
 DURATIONS = 64
+EXPIRED = "expired"  # code of an ABORT: I was in doubt for too long and have counted the defect
 FIRST_DURATION_S = 0.01  # taken for the median before there is one
 COUNTERS = (
     "offers",
@@ -66,6 +68,7 @@ COUNTERS = (
     "rejected_norm",
     "rejected_diverged",
     "abort_after_applied",
+    "abort_after_expiry",
     "bytes_sent",
     "bytes_received",
 )
@@ -188,10 +191,8 @@ class Exchanges:
             return
         if xid in self.doubts:
             return
-        outcome = self._outcomes.get(xid, now)
-        if outcome is not None:
-            if outcome is State.ABORTED:
-                self._sender.abort(member, xid, "unknown")
+        if self._outcomes.get(xid, now) is not None:
+            self._deny(member, xid, now)
             return
         if refusal is None and member.session_out is None:
             refusal = "not_running"
@@ -236,8 +237,7 @@ class Exchanges:
     def on_accept(self, member: Member, message: Accept, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcomes.get(message.xid, now) is not State.APPLIED:
-                self._sender.abort(member, message.xid, "unknown")
+            self._deny(member, message.xid, now)
         elif exchange.state is State.OFFERED:
             self._engage(exchange, message.snapshot.version, now)
             if self._nbytes > SMALL_BYTES:
@@ -252,8 +252,7 @@ class Exchanges:
     def on_fetch(self, member: Member, message: Fetch, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcomes.get(message.xid, now) is not State.APPLIED:
-                self._sender.abort(member, message.xid, "unknown")
+            self._deny(member, message.xid, now)
         else:
             if exchange.state is State.OFFERED:  # the ACCEPT was lost
                 self._engage(exchange, exchange.peer_version, now)
@@ -294,9 +293,7 @@ class Exchanges:
     def on_ok(self, member: Member, message: Ok, now: float) -> None:
         exchange = self._find(member, message.xid)
         if exchange is None:
-            if self._outcomes.get(message.xid, now) is not State.APPLIED:
-                self._sender.abort(member, message.xid, "unknown")
-            elif message.ask:
+            if not self._deny(member, message.xid, now) and message.ask:
                 self._sender.ok(member, message.xid, ask=False)
             return
         if exchange.state is State.OFFERED:  # its OK overtook its DATA and ACCEPT on the other connection
@@ -312,8 +309,20 @@ class Exchanges:
         exchange = self._find(member, message.xid)
         if exchange is not None:
             self._close(exchange, Step.PEER_ABORTED, message.code, now)
-        elif self._outcomes.get(message.xid, now) is State.APPLIED:
+        elif self._outcomes.get(message.xid, now) is not State.APPLIED:
+            return
+        elif message.code == EXPIRED:
+            self.counters["abort_after_expiry"] += 1  # my OK came too late: the peer has counted the defect
+        else:
             self.counters["abort_after_applied"] += 1  # a peer that keeps the rules never does this
+
+    def _deny(self, member: Member, xid: ExchangeId, now: float) -> bool:
+        """``xid`` is not open here: ABORT, unless I have applied it. True when I have not."""
+        outcome = self._outcomes.get(xid, now)
+        if outcome is State.APPLIED:
+            return False
+        self._sender.abort(member, xid, EXPIRED if outcome is State.GIVEN_UP else "unknown")
+        return True
 
     # ---- time and loss ----------------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,6 @@ class Outcomes:
             del self._outcomes[oldest]
 
     def get(self, xid: ExchangeId, now: float) -> State | None:
-        """APPLIED or ABORTED; None when it never ended here, or too long ago."""
+        """APPLIED, ABORTED or GIVEN_UP; None when it never ended here, or too long ago."""
         state, at = self._outcomes.get(xid, (None, now))
         return state if now - at <= self._memory_s else None

@@ -22,6 +22,7 @@ class State(Enum):
     DOUBT = auto()
     APPLIED = auto()
     ABORTED = auto()
+    GIVEN_UP = auto()  # in doubt for too long: counted here as a defect, and the peer may have applied
 
 
 class Step(Enum):
@@ -54,7 +55,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.ENGAGED, Step.COMPLETED): State.APPLIED,
     (State.DOUBT, Step.PEER_ABORTED): State.ABORTED,
     (State.DOUBT, Step.FENCED): State.ABORTED,
-    (State.DOUBT, Step.EXPIRED): State.ABORTED,
+    (State.DOUBT, Step.EXPIRED): State.GIVEN_UP,
     (State.DOUBT, Step.COMPLETED): State.APPLIED,
 }
 

@@ -188,7 +188,7 @@ class Ok:
 class Abort:
     session: int
     xid: ExchangeId
-    code: str  # timeout | crossing | checksum | nonfinite | norm | diverged | size | unknown | leaving
+    code: str  # timeout | crossing | checksum | nonfinite | norm | diverged | size | unknown | expired | leaving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
