@@ -232,6 +232,7 @@ def simulate(
         topology=topology,
         limit_s=limit,
         jobs=jobs,
+        say=lambda text: typer.echo(text, err=True),
     )
     if picture is not None:
         draw(campaign, picture)

@@ -33,6 +33,14 @@ def test_the_limit_ends_it_after_the_seed_that_is_played() -> None:
     assert "stopped by --limit" in campaign.text()
 
 
+def test_it_says_how_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zpala.tools.simulate.SAY_EVERY_S", 0.0)
+    said: list[str] = []
+    run_campaign(seeds=2, first_seed=0, nodes="6", seconds=60.0, faults=("none",), topology=None, limit_s=100.0, jobs=1, say=said.append)
+    assert [text.split(" in ")[0] for text in said] == ["1 of 2 seeds", "2 of 2 seeds"]
+    assert all(text.endswith(", 0 with a violation") for text in said)
+
+
 def test_what_it_prints(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, [*OPTIONS, "--jobs", "1", "--json", "--plot", str(tmp_path / "new" / "distance.png")])
     assert result.exit_code == 0, result.output
@@ -57,6 +65,7 @@ def test_a_violation_is_told_with_its_trace_and_the_command_that_repeats_it(monk
     result = CliRunner().invoke(cli.app, options)
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
+    assert result.stderr.startswith(("seed 3: ", "seed 4: ")), "at once, not at the end"
     told = next(line for line in lines if "again: " in line)
     seed = int(told.split()[1])
     assert seed == 3

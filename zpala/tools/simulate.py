@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,6 +24,7 @@ from zpala.tools.parent import PARENT_VARIABLE, die_with_parent
 AHEAD = 4  # seeds handed out per process beyond the one it plays
 SHOWN = 5  # failing seeds that are told in full
 TRACE_SHOWN = 60
+SAY_EVERY_S = 30.0
 DOTS_PER_INCH = 110
 
 
@@ -104,6 +105,7 @@ def run_campaign(
     topology: str | None,
     limit_s: float,
     jobs: int | None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Campaign:
     """Plays ``seeds`` seeds from ``first_seed`` on.
 
@@ -114,6 +116,7 @@ def run_campaign(
         topology: a shipped name or a path; None: drawn.
         limit_s: no new seed is begun after that many seconds.
         jobs: processes; None: one per core.
+        say: is told how it goes every half minute, and of a violation at once.
     Raises:
         ConfigError: an unknown fault, or nodes that are no number from 2 on.
         TopologyError: the topology cannot be used with ``nodes``.
@@ -127,7 +130,18 @@ def run_campaign(
         scenario = replace(scenario, faults=chosen)
     began = time.monotonic()
     scenarios = (replace(scenario, seed=first_seed + index) for index in range(seeds))
-    outcomes = sorted(_play(scenarios, jobs or os.cpu_count() or 1, began + limit_s), key=lambda outcome: outcome.seed)
+    outcomes: list[Outcome] = []
+    said_at = began
+    for outcome in _play(scenarios, jobs or os.cpu_count() or 1, began + limit_s):
+        outcomes.append(outcome)
+        now = time.monotonic()
+        if outcome.violations:
+            say(f"seed {outcome.seed}: {outcome.violations[0]}")
+        if now - said_at >= SAY_EVERY_S:
+            said_at = now
+            failed = sum(bool(played.violations) for played in outcomes)
+            say(f"{len(outcomes):,} of {seeds:,} seeds in {now - began:.0f} s, {failed} with a violation")
+    outcomes.sort(key=lambda outcome: outcome.seed)
     return Campaign(scenario, tuple(outcomes), time.monotonic() - began, len(outcomes) < seeds)
 
 
