@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zpala.gossip.messages import StateMeta, StatePart
+from zpala.gossip.messages import StateData, StateMeta, StatePart
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import VirtualCluster
 
@@ -178,6 +178,26 @@ def test_resets_only_delay_it(seed: int, reset: float) -> None:
     late = cluster.nodes[3]
     assert late.learner.slot[0] == 10.0
     assert late.protocol.metrics()["adoption_rejected"] == 0
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_part_that_is_lost_with_its_connection_is_fetched_again_from_the_same_donor(part: int) -> None:
+    cluster = running(3, late=1)
+    left = 3
+
+    def drop(source: int, target: int, message: Any) -> bool:
+        nonlocal left
+        lost = left > 0 and isinstance(message, StateData) and message.part == part
+        left -= lost
+        return lost
+
+    cluster.network.drop = drop
+    late, asked = cluster.nodes[3], cluster.network.sent["StateRequest"]
+    joined(cluster, 3, within_s=15.0)
+    assert left == 0
+    assert late.protocol.metrics()["adoption_failures"] == 0
+    assert cluster.network.sent["StateRequest"] == asked + 1, "and what was already here is not fetched again"
+    assert late.learner.slot[0] == 10.0
 
 
 def test_a_donor_whose_learner_hangs_is_given_up() -> None:

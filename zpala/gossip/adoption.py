@@ -51,6 +51,7 @@ class Joiner:
         self._part = 0
         self._repeat_at = math.inf
         self._give_up_at = math.inf
+        self._unlinked_at = math.inf  # since when the donor has no session with me
         self.failures = 0
         self.rejected = 0
 
@@ -88,12 +89,23 @@ class Joiner:
         """``donors``: whoever could give the state of the right run."""
         donor = self._donor
         if donor is not None and self._stage in (_Stage.ASKED, _Stage.FETCHING):
-            if now >= self._give_up_at or donor not in donors or donor.incarnation != self._donor_incarnation:
+            if now >= self._give_up_at or self._is_gone(donor, donors, now):
                 self._fail(f"line {donor.line} did not answer in time or is gone")
             elif now >= self._repeat_at:
                 self._ask(now)
         if self._stage is _Stage.SEARCHING and donors:
             self._choose(donors, now)
+
+    def _is_gone(self, donor: Member, donors: Collection[Member], now: float) -> bool:
+        """A connection that was reset is soon another one: what is here stays, and the part is asked for again."""
+        if donor.incarnation != self._donor_incarnation:
+            return True
+        if donor.established:
+            if self._unlinked_at < math.inf:
+                self._unlinked_at, self._repeat_at = math.inf, now
+            return donor not in donors
+        self._unlinked_at = min(self._unlinked_at, now)
+        return now >= self._unlinked_at + self._settings.suspect_s
 
     def _choose(self, donors: Collection[Member], now: float) -> None:
         untried = [member for member in donors if member.line not in self._failed]
@@ -104,6 +116,7 @@ class Joiner:
         self._donor = self._rng.choice(sorted((m for m in untried if m.condition.load <= load + 0.1), key=lambda member: member.line))
         self._donor_incarnation = self._donor.incarnation
         self._stage = _Stage.ASKED
+        self._unlinked_at = math.inf
         self._progress(now)
         self._ask(now)
 
