@@ -1,6 +1,6 @@
 """A node without learning: one vector, real proxies, a real process, as in ``examples/average_consensus.py``, for tests that break it.
 
-    python gossip_node.py --peers hosts.txt --node 1 --size 4096 [--listen HOST:PORT] [--drift X]
+    python gossip_node.py --peers hosts.txt --node 1 --size 4096 [--listen HOST:PORT] [--drift X] [--key FILE]
 
 With ``--drift`` it adds X to every coordinate in every round, as if it learned. Says how far it is in one JSON object per line, whenever
 that has changed. SIGTERM ends it: it drains, says its last row, and saves its vector as ``<node>.npy`` beside the hosts file. Everybody
@@ -30,6 +30,7 @@ from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import load_topology
 from zpala.node.claim import claim_line
 from zpala.node.connection import Connection
+from zpala.node.keys import read_key
 from zpala.node.port import Progress
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
@@ -115,6 +116,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--listen", default=None)
     parser.add_argument("--drift", type=float, default=0.0)
+    parser.add_argument("--key", type=Path, default=None)
     given = parser.parse_args()
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
@@ -130,7 +132,8 @@ def main() -> None:
         stack.callback(context.destroy, linger=0)
         supervisor = Supervisor(context)
         stack.callback(supervisor.close)
-        claim = claim_line(hosts, name=hosts.hosts[given.node].name, listen=given.listen)
+        keys = () if given.key is None else (read_key(given.key),)
+        claim = claim_line(hosts, name=hosts.hosts[given.node].name, listen=given.listen, keys=keys)
         stack.callback(claim.close)
         connection = Connection(
             context,
