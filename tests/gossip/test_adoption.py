@@ -200,6 +200,23 @@ def test_a_part_that_is_lost_with_its_connection_is_fetched_again_from_the_same_
     assert late.learner.slot[0] == 10.0
 
 
+def test_a_description_that_is_lost_with_its_connection_is_sent_again() -> None:
+    cluster = running(3, late=1)
+    left = 5
+
+    def drop(source: int, target: int, message: Any) -> bool:
+        nonlocal left
+        lost = left > 0 and isinstance(message, StateMeta)
+        left -= lost
+        return lost
+
+    cluster.network.drop = drop
+    joined(cluster, 3, within_s=10.0)
+    assert left == 0
+    assert cluster.nodes[3].protocol.metrics()["adoption_failures"] == 0
+    assert cluster.nodes[3].learner.slot[0] == 10.0
+
+
 def test_a_donor_whose_learner_hangs_is_given_up() -> None:
     cluster = running(2, late=1)
     cluster.nodes[0].learner.state = "hung"

@@ -221,9 +221,10 @@ class Donor:
         return self._capturing
 
     def on_request(self, member: Member, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
+        """Whoever asks again while a transfer to it is under way has not got the STATE_META: it is sent again."""
         if self._capturing:
             self._waiting[member.line] = member
-        elif self._captured is not None and now - self._captured_at < FRESH_S:
+        elif self._captured is not None and (now - self._captured_at < FRESH_S or member.line in self._transfers):
             self._send_meta(member, nonce, digest, now)
         elif not self._busy(now):
             self._waiting[member.line] = member
