@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import sys
-from array import array
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +29,19 @@ class NotingProtocol(Protocol):
         if ending.step is Step.COMPLETED:
             exchange = ending.exchange
             own = exchange.xid.line == self._line
-            EXCHANGES.extend((now, now - exchange.started_at, float(own), float(exchange.peer.line)))
+            EXCHANGES[NOTED[0] % len(EXCHANGES)] = now, now - exchange.started_at, float(own), float(exchange.peer.line)
+            NOTED[0] += 1
 
 
-EXCHANGES = array("d")  # rows of four, one after the other: memory is watched
+EXCHANGES = np.full((200_000, 4), -1.0)  # written at once: the node's memory is watched; after that many the oldest are forgotten
+NOTED = [0]
 
 
 def main() -> None:
     vars(connection)["Protocol"] = NotingProtocol
     gossip_node.SETTINGS = dataclasses.replace(gossip_node.SETTINGS, wait_for=HONEST)
     peers, node = (sys.argv[sys.argv.index(name) + 1] for name in ("--peers", "--node"))
-    atexit.register(lambda: np.save(Path(peers).with_name(f"{node}.exchanges.npy"), np.array(EXCHANGES).reshape(-1, 4)))
+    atexit.register(lambda: np.save(Path(peers).with_name(f"{node}.exchanges.npy"), EXCHANGES[: NOTED[0]]))
     gossip_node.main()
 
 
