@@ -82,12 +82,14 @@ class EnvironmentConfig(Section):
     noop_max: int = Field(30, ge=0, description="Atari: at most this many random no-ops at the start of a game.")
     max_episode_frames: int = Field(108_000, ge=1, description="Atari: a game is truncated after this many emulator frames.")
     full_action_space: bool = Field(False, description="Atari: all 18 actions instead of the game's own.")
+    life_loss: bool = Field(False, description="Atari: a lost life counts as terminated for learning; games and returns stay whole.")
+    max_episode_steps: int | None = Field(None, ge=1, description="Any game is truncated after so many env_steps.")
 
     def atari_settings(self) -> AtariSettings:
         """The part of these settings that only Atari games have, as ``zpala.rl`` takes it."""
         from zpala.rl.environments import AtariSettings
 
-        names = ("frame_skip", "sticky_action_probability", "noop_max", "max_episode_frames", "full_action_space")
+        names = ("frame_skip", "sticky_action_probability", "noop_max", "max_episode_frames", "full_action_space", "life_loss")
         return AtariSettings(**{name: getattr(self, name) for name in names})
 
 

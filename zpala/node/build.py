@@ -128,7 +128,15 @@ def build_actor_groups(
             seeds = environment_seeds(config.run.seed, line, number, shard.stop - shard.start)
 
             def make(seeds: list[int] = seeds) -> Environments:
-                return make_environments(e.id, len(seeds), seeds=seeds, num_threads=per_actor, args=e.args, atari=atari)
+                return make_environments(
+                    e.id,
+                    len(seeds),
+                    seeds=seeds,
+                    num_threads=per_actor,
+                    args=e.args,
+                    atari=atari,
+                    max_episode_steps=e.max_episode_steps,
+                )
 
             actors.append(Actor(context, supervisor, f"{ACTOR} {number}", make, rollout, shard))
             number += 1

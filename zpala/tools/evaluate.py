@@ -144,7 +144,7 @@ def play(
     """Plays exactly ``episodes`` whole games with one agent, a fixed share of them in each environment."""
     settings, atari = config.environment, config.environment.atari_settings()
     try:
-        spec = environment_spec(settings.id, settings.args, atari)
+        spec = environment_spec(settings.id, settings.args, atari, settings.max_episode_steps)
     except ValueError as error:
         raise ConfigError(f"environment.id: {error}") from None
     count = min(episodes, ENVIRONMENTS_MAX)
@@ -154,7 +154,15 @@ def play(
     sampler = torch.Generator().manual_seed(int(state[count]))
     network = _load_network(config, spec, parameters).to(device)
     rollout = Rollout(spec, 1, count)
-    environments = make_environments(settings.id, count, seeds=seeds, num_threads=torch.get_num_threads(), args=settings.args, atari=atari)
+    environments = make_environments(
+        settings.id,
+        count,
+        seeds=seeds,
+        num_threads=torch.get_num_threads(),
+        args=settings.args,
+        atari=atari,
+        max_episode_steps=settings.max_episode_steps,
+    )
     games: list[Episode] = []
     try:
         environments.reset(rollout.observation(0, 0, count))
