@@ -32,6 +32,7 @@ def test_options_exist() -> None:
     known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--env-arg", "--episodes", "--help"}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--dir"}  # of plot, bench and keys
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
+    known |= {"--steps"}  # of env check
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 

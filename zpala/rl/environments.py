@@ -79,6 +79,7 @@ class Environments(ABC):
 
     spec: EnvironmentSpec
     num_envs: int
+    resets_on_next_step: bool  # NEXT_STEP: the step after the last one of a game begins the next game
 
     @abstractmethod
     def reset(self, observation_out: NDArray[Any]) -> None:
@@ -113,7 +114,7 @@ class VectorEnvironments(Environments):
         self.num_envs: int = env.num_envs
         self._env: VectorEnv[Any, Any, Any] | None = env
         self._reset_seed = reset_seed
-        self._resets_on_next_step = mode == AutoresetMode.NEXT_STEP
+        self.resets_on_next_step = mode == AutoresetMode.NEXT_STEP
         self._first_action = int(getattr(env.single_action_space, "start", 0))
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_resetting = False
@@ -144,13 +145,13 @@ class VectorEnvironments(Environments):
         if self._any_resetting:
             self._mask_reset_steps(row)
         ended = row.terminated | row.truncated
-        if self._resets_on_next_step:
+        if self.resets_on_next_step:
             self._resetting = ended
             self._any_resetting = bool(ended.any())
         if not ended.any():
             return []
         indices = np.flatnonzero(ended)
-        final = row.next_observation if self._resets_on_next_step else info["final_obs"]
+        final = row.next_observation if self.resets_on_next_step else info["final_obs"]
         for i in indices:
             row.final_observation[i] = final[i]
         return self._finish(indices)
