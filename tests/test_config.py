@@ -23,6 +23,7 @@ from zpala.config import (
 )
 from zpala.config_source import key_lines, parse_value, toml_value
 from zpala.gossip.settings import GossipSettings
+from zpala.rl import build_network, environment_spec
 
 PRESETS = Path(__file__).parent.parent / "zpala" / "presets"
 
@@ -248,6 +249,15 @@ def test_gala_and_paac_differ_where_their_optimisers_do() -> None:
     assert (gala.initial_square_average, gala.epsilon) == (0.0, 1e-5)
     assert paac.initial_square_average == pytest.approx(1 / 5**2)
     assert paac.epsilon == pytest.approx(0.1 / 5**2)
+
+
+def test_paac_has_the_network_of_its_code() -> None:
+    """train.py: --arch is NIPS unless told otherwise; networks.py: 16 filters 8 x 8, 32 filters 4 x 4, 256 units; both heads on them."""
+    paac = load_config(None, {"preset": "paac"}, {})
+    n = paac.network
+    spec = environment_spec(paac.environment.id, {}, paac.environment.atari_settings())
+    network = build_network(spec, n.name, n.hidden_sizes, n.activation, False, 1, separate_critic=n.separate_critic)
+    assert network.describe() == "nips_cnn 4-16-32-2592-256 relu, policy 6, value 1"
 
 
 def test_gossip_settings_have_the_same_fields_and_defaults() -> None:

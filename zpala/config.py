@@ -94,7 +94,12 @@ class EnvironmentConfig(Section):
 
 
 class NetworkConfig(Section):
-    name: Literal["auto", "mlp", "nature_cnn"] = Field("auto", description="auto: nature_cnn for images, mlp for vectors.")
+    name: Literal["auto", "mlp", "nature_cnn", "nips_cnn", "impala_resnet"] = Field(
+        "auto", description="auto: nature_cnn for images, mlp for vectors."
+    )
+    separate_critic: bool | Literal["auto"] = Field(
+        "auto", description="A trunk of its own for the value instead of one for both; auto: for the mlp."
+    )
     hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
     channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")

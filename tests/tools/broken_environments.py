@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 
 Observation = Any  # what is wrong is often the type
 
@@ -41,6 +41,11 @@ class Doubles(Walk):
 class Lists(Walk):
     def look(self) -> Observation:
         return super().look().tolist()
+
+
+class Objects(Walk):
+    def look(self) -> Observation:
+        return super().look().astype(object)
 
 
 class Longer(Walk):
@@ -152,6 +157,10 @@ class NoConstruction(Walk):
         raise FileNotFoundError("track.png")
 
 
+def not_installed() -> Walk:
+    raise gymnasium.error.DependencyNotInstalled("pip install box")
+
+
 class RewardsItsResets(SyncVectorEnv):
     """Says NEXT_STEP, and pays for the step that only begins the next game."""
 
@@ -178,6 +187,10 @@ class NanRewards(SyncVectorEnv):
 
 def vector(num_envs: int) -> SyncVectorEnv:
     return SyncVectorEnv([Walk for _ in range(num_envs)])
+
+
+def next_step_walks(num_envs: int) -> VectorEnv[Any, Any, Any]:
+    return VectorWrapper(SyncVectorEnv([Walk for _ in range(num_envs)]))
 
 
 def rewards_its_resets(num_envs: int) -> SyncVectorEnv:

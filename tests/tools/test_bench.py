@@ -118,6 +118,9 @@ def test_every_name_of_a_game_is_the_same_game(name: str) -> None:
         ({"environment.id": "CartPole-v1"}, "no Atari game"),
         ({"environment.id": "PongNoFrameskip-v44"}, "Did you mean"),
         ({"environment.id": "pong", "optimizer.name": "adam"}, "compared with rmsprop"),
+        ({"environment.id": "pong", "preset": "paac"}, "nips_cnn.*nature_cnn with a shared critic"),
+        ({"environment.id": "pong", "network.separate_critic": True}, "network.separate_critic = false"),
+        ({"environment.id": "pong", "environment.life_loss": True}, "life_loss"),
     ],
 )
 def test_what_cannot_be_compared(overrides: dict[str, object], words: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -19,6 +21,13 @@ BROKEN = "tests.tools.broken_environments"
 @pytest.fixture(autouse=True)
 def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment_check, "SPEED_S", 0.02)
+
+
+@pytest.fixture
+def _not_installed() -> Iterator[None]:
+    gymnasium.register("NotInstalled-v0", entry_point=f"{BROKEN}:not_installed")
+    yield
+    del gymnasium.registry["NotInstalled-v0"]
 
 
 def check(env_id: str, steps: int = 800, num_envs: int = 4, **settings: Any) -> Examination:
@@ -64,6 +73,7 @@ def test_what_is_counted_is_what_was_played() -> None:
     [
         ("Doubles", ["observation: the first reset returned float64, its space says float32", "times"]),
         ("Lists", ["observation: the first reset returned a list of 2, not a NumPy array"]),
+        ("Objects", ["observation: the first reset returned object, its space says float32"]),
         ("Longer", ["observation: the first reset returned the shape (3,), its space says (2,)"]),
         ("Outside", ["observation: step", "at [0], outside its space, -2.0 to 0.5"]),
         ("Blind", ["observation: step 19 returned", "at [0]"]),
@@ -89,6 +99,7 @@ def test_a_mistake_is_named(name: str, words: list[str]) -> None:
     text = "\n".join(found.errors)
     for word in words:
         assert word in text
+    json.loads(found.json(), parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
     assert "usable       no" in found.text()
 
 
@@ -113,9 +124,10 @@ def test_what_is_no_mistake_and_worth_knowing_is_a_warning(name: str, words: str
     [
         ("Pendulum-v1", ["action space is Box", "TransformAction"]),
         ("FrozenLake-v1", ["observation space is Discrete(16)", "FlattenObservation"]),
-        ("LunarLander-v3", ["needs a package that is not installed", "Box2D"]),
+        ("NotInstalled-v0", ["needs a package that is not installed", "pip install box"]),
     ],
 )
+@pytest.mark.usefixtures("_not_installed")
 def test_what_zpala_cannot_learn_is_refused_with_reason_and_way_out(env_id: str, words: list[str]) -> None:
     found = check(env_id)
     assert not found.usable

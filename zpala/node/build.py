@@ -71,8 +71,16 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
-        contrast = n.initial_weights == "contrast"
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last, config.run.seed, contrast=contrast)
+        network = build_network(
+            spec,
+            n.name,
+            n.hidden_sizes,
+            n.activation,
+            channels_last,
+            config.run.seed,
+            contrast=n.initial_weights == "contrast",
+            separate_critic=n.separate_critic,
+        )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error
     flat = FlatParameters(network, device)

@@ -13,7 +13,7 @@ from zpala.rl.environments import (
     make_environments,
 )
 from zpala.rl.flat import FlatEntry, FlatParameters
-from zpala.rl.networks import MLP, ActorCritic, NatureCNN, build_network
+from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NipsCNN, build_network
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.returns import Discounts, discounts, n_step_returns
 from zpala.rl.rollout import Rollout
@@ -34,7 +34,9 @@ __all__ = [
     "Episode",
     "FlatEntry",
     "FlatParameters",
+    "ImpalaResNet",
     "NatureCNN",
+    "NipsCNN",
     "Optimizer",
     "OptimizerSettings",
     "RMSprop",

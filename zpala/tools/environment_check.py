@@ -24,7 +24,7 @@ from gymnasium.vector import SyncVectorEnv
 from numpy.typing import NDArray
 
 from zpala.config import ConfigError, EnvironmentConfig
-from zpala.rl.environment_names import AtariGame, UnknownEnvironment, UnsupportedEnvironment, resolve
+from zpala.rl.environment_names import AtariGame, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
 from zpala.rl.environments import Environments, EnvironmentSpec, environment_spec, make_environments
 from zpala.rl.simulators import plain_environment, vector_environment
 from zpala.tools import environment_traces as traces
@@ -154,7 +154,7 @@ def _examine(config: EnvironmentConfig, steps: int, found: Examination) -> None:
         found.kind = "vector factory"
         found.vectors = "a vector environment of the factory"
     else:
-        found.kind = "Gymnasium" if plain.spec is not None and plain.spec.id == config.id else "factory"
+        found.kind = "Gymnasium" if isinstance(named, GymnasiumId) else "factory"
         found.observation, found.action = _line(plain.observation_space), _line(plain.action_space)
         plain.close()
     spec = _specify(config, found)
@@ -226,7 +226,7 @@ def _summarise(alone: list[Trace], found: Examination) -> None:
     found.steps = sum(map(len, alone))
     if rewards:
         found.reward_min, found.reward_max = min(rewards), max(rewards)
-    games = [game for trace in alone for game in trace.games()]
+    games = [game for trace in alone for game in trace.games() if np.isfinite(game[0])]
     if games:
         returns, lengths = [game[0] for game in games], [game[1] for game in games]
         cut = sum(game[2] for game in games)

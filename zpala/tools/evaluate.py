@@ -189,7 +189,7 @@ def play(
 def _load_network(config: Config, spec: EnvironmentSpec, parameters: Parameters) -> ActorCritic:
     n = config.network
     try:
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0)
+        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0, separate_critic=n.separate_critic)
         network.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
     except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"the checkpoint does not fit the network of its config.toml: {error}") from None
