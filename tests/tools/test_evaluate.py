@@ -83,6 +83,7 @@ def test_every_node_and_the_mean_play(run: Path) -> None:
 
 
 def test_a_network_with_or_without_a_critic_of_its_own_plays(tmp_path: Path) -> None:
+    parameters: dict[str, NDArray[np.float32]] = {}
     for separate in (False, True):
         overrides: dict[str, object] = {"network.separate_critic": separate, "network.name": "mlp"}
         config = load_config(None, overrides, {})
