@@ -224,6 +224,13 @@ class Config(Section):
             raise ValueError("network.hidden_sizes must all be at least 1")
         return self
 
+    def algorithm_values(self, *, keeps_graph: bool = False) -> dict[str, object]:
+        """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``keeps_graph``: ``auto`` of reuse_graph."""
+        values: dict[str, object] = self.algorithm.model_dump()
+        if self.algorithm.reuse_graph == "auto":
+            values["reuse_graph"] = keeps_graph
+        return values
+
     def to_toml(self) -> str:
         """Every value as a run file that loads to this same configuration. A field without a value (None) is left out."""
         lines = ["# Resolved configuration of a zpala run: every value that was in force."]
