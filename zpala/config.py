@@ -105,6 +105,7 @@ class AlgorithmConfig(Section):
     name: Literal["a2c"] = Field("a2c", description="Learning algorithm.")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
     entropy_coefficient: float = Field(0.01, ge=0, description="Weight of the mean entropy bonus.")
     value_coefficient: float = Field(0.5, ge=0, description="Weight of the mean squared value error.")
     max_grad_norm: float = Field(0.5, gt=0, description="Gradients are scaled down to this global L2 norm.")

@@ -371,3 +371,20 @@ def test_updates_equal_a_slow_reference() -> None:
         assert agent.update(rollout, 1e-2, 0.0).finite
         for name, parameter in slow.named_parameters():
             torch.testing.assert_close(agent.flat.named_parameters()[name], parameter.detach(), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_generalised_advantages_reach_the_loss(reuse: bool) -> None:
+    """V = 4, gamma 1/2, lambda 1/2, rewards 1, no ends: every delta is 1 + 2 - 4 = -1, so A = -1, -5/4, -21/16 from the last step on."""
+    agent = algorithm(spec(), A2CSettings(gamma=0.5, gae_lambda=0.5, reuse_graph=reuse))
+    Constant(agent, 4.0)
+    rollout = random_rollout(spec(), 3, 2)
+    rollout.rewards.fill_(1.0)
+    rollout.terminated.fill_(False)
+    rollout.truncated.fill_(False)
+    rollout.valid.fill_(True)
+    act_everywhere(agent, rollout)
+    advantages = np.array([-21 / 16, -5 / 4, -1.0])
+    statistics = agent.update(rollout, 1e-3, 0.0)
+    assert statistics.named["value_loss"] == pytest.approx(np.mean(advantages**2))
+    assert statistics.named["policy_loss"] == pytest.approx(np.mean(advantages) * math.log(2))

@@ -18,7 +18,7 @@ from zpala.rl.flat import FlatEntry, FlatParameters
 from zpala.rl.networks import MLP, ActorCritic, NatureCNN, build_network
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
-from zpala.rl.returns import Discounts, discounts, n_step_returns
+from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 from zpala.rl.seeding import actor_seed, environment_seeds, node_seed, torch_seed
@@ -62,6 +62,7 @@ __all__ = [
     "environment_seeds",
     "environment_spec",
     "explained_variance",
+    "lambda_returns",
     "linear",
     "make_environments",
     "n_step_returns",

@@ -16,7 +16,6 @@ from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
-from zpala.rl.returns import n_step_returns
 from zpala.rl.rollout import Rollout
 
 
@@ -115,9 +114,9 @@ class A2C(PolicyGradient):
         """
         settings = self.settings
         batch = self._batch(rollout)
-        returns = n_step_returns(batch.rewards, batch.discount, batch.final_values, batch.bootstrap_values).flatten()
-        valid = batch.valid.flatten()
         logits, values = self._collect(batch.actions.numel()) if settings.reuse_graph else self.network(batch.observations)
+        returns = self._returns(batch, values.detach().view_as(batch.rewards)).flatten()
+        valid = batch.valid.flatten()
         loss = a2c_loss(
             logits,
             values,

@@ -17,7 +17,7 @@ from zpala.rl.algorithm import Algorithm
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic
 from zpala.rl.optimizers import Optimizer, clip_gradient_norm
-from zpala.rl.returns import Discounts, discounts
+from zpala.rl.returns import Discounts, discounts, lambda_returns
 from zpala.rl.rollout import Rollout
 
 
@@ -27,6 +27,7 @@ class PolicyGradientSettings:
 
     Attributes:
         gamma: discount per env_step.
+        gae_lambda: 1: advantages are n-step returns minus values; less: of lower variance and more bias (generalised advantages).
         entropy_coefficient, value_coefficient: weights of the mean entropy and the mean squared value error in the loss.
         max_grad_norm: the gradient is scaled down to this L2 norm.
         normalize_advantage: the policy's part of the loss sees advantages with mean 0 and standard deviation 1 over the steps of a loss.
@@ -34,6 +35,7 @@ class PolicyGradientSettings:
     """
 
     gamma: float = 0.99
+    gae_lambda: float = 1.0
     entropy_coefficient: float = 0.01
     value_coefficient: float = 0.5
     max_grad_norm: float = 0.5
@@ -113,6 +115,10 @@ class PolicyGradient(Algorithm):
         final_values, bootstrap_values = self._values_behind(rollout)
         discount = discounts(terminated, truncated, self._constants.gamma)
         return Batch(observations[:-1].flatten(0, 1), actions, rewards, discount, valid, final_values, bootstrap_values)
+
+    def _returns(self, batch: Batch, values: Tensor) -> Tensor:
+        """What the values of the rollout's steps should be, f32[T, N]; minus ``values`` f32[T, N] it is the advantage."""
+        return lambda_returns(batch.rewards, batch.discount, values, batch.final_values, batch.bootstrap_values, self._constants.gae_lambda)
 
     @torch.no_grad()
     def _values_behind(self, rollout: Rollout) -> tuple[Tensor | None, Tensor]:
