@@ -66,7 +66,7 @@ def test_a_guessing_game_is_solved_in_seconds(name: str) -> None:
     environments = make_environments("tests.rl.scripted:GuessEnv", 8, seeds=list(range(8)))
     agent = build(name, environments, **{"algorithm.gamma": 0.5})
     returns = learn(agent, environments, 150)
-    assert np.mean(returns[:64]) < 4.5
+    assert np.mean(returns[:16]) < 4.5
     assert np.mean(returns[-64:]) > 7.5
     observations = torch.eye(3)
     assert agent.choose(observations, None).tolist() == [0, 1, 2]

@@ -18,6 +18,7 @@ from zpala.rl.flat import FlatEntry, FlatParameters
 from zpala.rl.networks import MLP, ActorCritic, NatureCNN, build_network
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
 from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
@@ -27,6 +28,7 @@ __all__ = [
     "A2C",
     "ALGORITHMS",
     "MLP",
+    "PPO",
     "A2CLoss",
     "A2CSettings",
     "ActorCritic",
@@ -43,6 +45,8 @@ __all__ = [
     "NatureCNN",
     "Optimizer",
     "OptimizerSettings",
+    "PPOLoss",
+    "PPOSettings",
     "PerStep",
     "PolicyGradient",
     "PolicyGradientSettings",
@@ -67,5 +71,6 @@ __all__ = [
     "make_environments",
     "n_step_returns",
     "node_seed",
+    "ppo_loss",
     "torch_seed",
 ]

@@ -10,8 +10,9 @@ from zpala.rl.algorithm import Algorithm
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic
 from zpala.rl.optimizers import Optimizer
+from zpala.rl.ppo import PPO
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C}
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO}
 
 
 def build_algorithm(
