@@ -102,7 +102,7 @@ class NetworkConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["a2c", "ppo"] = Field("a2c", description="Learning algorithm.")
+    name: Literal["a2c", "ppo", "vtrace"] = Field("a2c", description="Learning algorithm.")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
@@ -134,6 +134,12 @@ class PPOConfig(Section):
     anneal_clip_range: bool = Field(False, description="clip_range falls linearly to 0 with the cluster's progress.")
     clip_range_values: float | None = Field(None, gt=0, description="A value is not pushed further than this from its old one.")
     target_kl: float | None = Field(None, gt=0, description="An update ends early above 1.5 times this KL divergence from the old policy.")
+
+
+class VTraceConfig(Section):
+    rho_clip: float = Field(1.0, gt=0, description="Ratios of new to old probability that weigh errors are at most this.")
+    c_clip: float = Field(1.0, gt=0, description="Ratios that pass later errors on to earlier steps are at most this.")
+    lag: int = Field(0, ge=0, le=64, description="Act with the parameters of so many updates ago: what staleness costs, and no speed.")
 
 
 class OptimizerConfig(Section):
@@ -232,6 +238,7 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     ppo: PPOConfig = PPOConfig()
+    vtrace: VTraceConfig = VTraceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gossip: GossipConfig = GossipConfig()
     node: NodeConfig = NodeConfig()

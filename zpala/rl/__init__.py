@@ -23,6 +23,7 @@ from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_return
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 from zpala.rl.seeding import actor_seed, environment_seeds, node_seed, torch_seed
+from zpala.rl.vtrace import VTrace, VTraceSettings, VTraceTargets, vtrace_targets
 
 __all__ = [
     "A2C",
@@ -56,6 +57,9 @@ __all__ = [
     "StepRow",
     "UnknownEnvironment",
     "UnsupportedEnvironment",
+    "VTrace",
+    "VTraceSettings",
+    "VTraceTargets",
     "a2c_loss",
     "actor_seed",
     "build_algorithm",
@@ -73,4 +77,5 @@ __all__ = [
     "node_seed",
     "ppo_loss",
     "torch_seed",
+    "vtrace_targets",
 ]

@@ -47,6 +47,7 @@ def a2c_loss(
     returns: Tensor,
     valid: Tensor,
     *,
+    advantages: Tensor | None = None,
     entropy_coefficient: float,
     value_coefficient: float,
     normalize_advantage: bool = False,
@@ -63,6 +64,7 @@ def a2c_loss(
         actions: i64[B] in [0, A), anything where not valid.
         returns: f32[B], without a graph.
         valid: bool[B].
+        advantages: f32[B] in place of R - V in the policy's part, without a graph.
     Returns:
         All 0 when no step is valid.
     """
@@ -76,7 +78,7 @@ def a2c_loss(
     log_policy = torch.log_softmax(logits, dim=-1)
     chosen = log_policy.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
     error = returns - values
-    advantage = error.detach()
+    advantage = error.detach() if advantages is None else advantages
     if normalize_advantage:
         advantage = advantage - torch.dot(advantage, weight)
         advantage = advantage / (torch.dot(advantage.square(), weight).sqrt() + 1e-8)

@@ -11,8 +11,9 @@ from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
+from zpala.rl.vtrace import VTrace
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO}
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "vtrace": VTrace}
 
 
 def build_algorithm(
