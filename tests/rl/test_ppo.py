@@ -170,3 +170,14 @@ def test_acting_stores_what_the_policy_then_was() -> None:
     chosen = torch.softmax(logits, -1).numpy()[np.arange(30), rollout.actions.flatten().numpy()]
     np.testing.assert_allclose(rollout.extra["log_probabilities"].flatten().exp().numpy(), chosen, rtol=1e-5)
     torch.testing.assert_close(rollout.extra["values"].flatten(), values)
+
+
+def test_one_bad_minibatch_of_many_ends_the_update() -> None:
+    agent = agent_of(PPO, PPOSettings(epochs=3, minibatch_size=1, normalize_advantage=False))
+    rollout = noisy_rollout(agent, 8, 4)
+    rollout.valid.fill_(True)
+    rollout.rewards[0, 2] = float("nan")  # spoils one step of 32: what came before it is not its heir
+    statistics = agent.update(rollout, 1e-3, 0.0)
+    assert not statistics.finite
+    assert agent.optimizer.steps == statistics.named["minibatches"] - 1 < 32
+    assert agent.flat.parameters.isfinite().all()

@@ -148,3 +148,41 @@ def test_it_acts_with_the_parameters_of_so_many_updates_ago(lag: int) -> None:
         actions.append((rollout.actions, rollout.extra["log_probabilities"]))
     assert torch.equal(actions[0][0], actions[1][0])
     assert torch.equal(actions[0][1], actions[1][1])
+
+
+def test_with_lag_the_gradient_is_that_of_the_corrected_loss() -> None:
+    """The second update of two, by autograd on the same network: the policy's part has the advantages with their ratios."""
+    constants = VTraceSettings(
+        gamma=0.9, entropy_coefficient=0.02, value_coefficient=0.4, max_grad_norm=1e9, rho_clip=1.1, c_clip=0.9, lag=1
+    )
+    agent = agent_of(VTrace, constants, spec(num_actions=4), optimizer="adam")
+    agent.update(noisy_rollout(agent, 6, 5, spec(num_actions=4)), 5e-2, 0.0)
+    rollout = noisy_rollout(agent, 6, 5, spec(num_actions=4), seed=1)
+    logits, values = agent.network(rollout.observations[:-1].flatten(0, 1))
+    log_policy = torch.log_softmax(logits, -1)
+    chosen = log_policy.gather(-1, rollout.actions.flatten()[:, None])[:, 0]
+    with torch.no_grad():
+        finals = agent.network.values(rollout.final_observations.flatten(0, 1)).view(6, 5)
+        bootstrap = agent.network.values(rollout.observations[-1])
+    targets = vtrace_targets(
+        chosen.detach().view(6, 5) - rollout.extra["log_probabilities"],
+        rollout.rewards,
+        discounts(rollout.terminated, rollout.truncated, 0.9),
+        values.detach().view(6, 5),
+        finals,
+        bootstrap,
+        rho_clip=1.1,
+        c_clip=0.9,
+        gae_lambda=1.0,
+    )
+    valid = rollout.valid.flatten()
+    policy = -(chosen * targets.advantages.flatten())[valid].mean()
+    value = (targets.returns.flatten() - values)[valid].square().mean()
+    entropy = -(log_policy.exp() * log_policy).sum(-1)[valid].mean()
+    agent.flat.zero_gradients()
+    (policy + 0.4 * value - 0.02 * entropy).backward()
+    expected = agent.flat.gradients.clone()
+    statistics = agent.update(rollout, 0.0, 0.0)
+    assert statistics.named["rho"] < 0.99
+    assert statistics.named["policy_loss"] == pytest.approx(policy.item(), abs=1e-5)
+    torch.testing.assert_close(agent.flat.gradients, expected, rtol=1e-4, atol=1e-6)
