@@ -2,6 +2,8 @@
 
     cd examples && zpala launch -n 2 --env custom_env:make --env-arg length=7 --total-env-steps 40000 --num-steps 8
 
+``zpala env check custom_env:make`` in the same folder says whether zpala finds anything wrong with it.
+
 The corridor: the agent starts in the middle and is paid 1 at the right end and 0 at the left one. A random walk gets 0.5 on average.
 """
 

@@ -259,3 +259,33 @@ def test_help_and_configuration_errors_load_neither_torch_nor_zmq() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_environment_is_looked_at_with_its_arguments(run: Run) -> None:
+    arguments = ("--env-arg", "length=5", "--num-envs", "2", "--steps", "200")
+    status, output, _ = run("env", "check", f"{ROOT}/examples/custom_env.py:make", *arguments, "--json")
+    document = json.loads(output)
+    assert (status, document["usable"], document["stored_as"], document["num_envs"]) == (0, True, "float32[5]", 2)
+    assert document["games"]["length_max"] <= 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("Pendulum-v1",), "the action space is Box"),
+        (("CartPole-v1", "--set", "environment.life_loss=true"), "life_loss is for Atari games"),
+        ((f"{ROOT}/examples/custom_env.py:make", "--env-arg", "length=2"), "length must be at least 3"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_exit_2(run: Run, arguments: tuple[str, ...], words: str) -> None:
+    status, output, _ = run("env", "check", *arguments)
+    assert status == ExitCode.USAGE
+    assert words in output
+
+
+def test_an_environment_that_does_not_exist_is_exit_2_with_the_closest(run: Run) -> None:
+    for arguments in (("check", "CartPol-v1"), ("list", "cartpol-v1")):
+        status, _, error = run("env", *arguments)
+        assert status == ExitCode.USAGE
+        assert "CartPole-v1" in error
+    assert "ALE/Pong-v5" in run("env", "list", "pong")[1]

@@ -23,6 +23,7 @@ from zpala.config import (
 )
 from zpala.config_source import key_lines, parse_value, toml_value
 from zpala.gossip.settings import GossipSettings
+from zpala.rl import build_network, environment_spec
 
 PRESETS = Path(__file__).parent.parent / "zpala" / "presets"
 
@@ -186,7 +187,7 @@ def test_more_actors_than_environments_is_refused() -> None:
 
 
 def test_a_preset_that_does_not_exist(tmp_path: Path) -> None:
-    assert "Did you mean cartpole?" in error_of(write(tmp_path, 'preset = "cartpol"\n'))
+    assert "Did you mean cartpole or ppo-cartpole?" in error_of(write(tmp_path, 'preset = "cartpol"\n'))
     assert error_of(overrides={"preset": "x"}).startswith("--preset")
 
 
@@ -210,7 +211,7 @@ def test_lines_of_keys_in_all_their_spellings() -> None:
 # ------------------------------------------------------------------------------------------------------------ writing, presets
 
 
-@pytest.mark.parametrize("preset", [None, "gala", "pala", "paac", "cartpole"])
+@pytest.mark.parametrize("preset", [None, "gala", "pala", "paac", "cartpole", "ppo-cartpole"])
 def test_what_is_written_loads_to_the_same_configuration(tmp_path: Path, preset: str | None) -> None:
     overrides: dict[str, object] = {
         "environment.args.path": 'a "b"\\\n\u00e4',
@@ -227,7 +228,7 @@ def test_values_survive_toml(value: object) -> None:
     assert tomllib.loads(f"v = {toml_value(value)}")["v"] == value
 
 
-@pytest.mark.parametrize("name", ["gala", "pala", "paac", "cartpole"])
+@pytest.mark.parametrize("name", ["gala", "pala", "paac", "cartpole", "ppo-cartpole"])
 def test_every_value_of_a_preset_has_its_source_beside_it(name: str) -> None:
     for line in (PRESETS / f"{name}.toml").read_text().splitlines():
         if "=" in line and not line.startswith("#") and line != 'name = "a2c"':
@@ -235,7 +236,7 @@ def test_every_value_of_a_preset_has_its_source_beside_it(name: str) -> None:
 
 
 def test_presets_set_no_field_that_a_run_file_could_not_unset() -> None:
-    assert preset_names() == ["cartpole", "gala", "paac", "pala"]
+    assert preset_names() == ["cartpole", "gala", "paac", "pala", "ppo-cartpole"]
     optional = {name for name, field in fields() if field.default is None}
     for name in preset_names():
         tree = tomllib.loads((PRESETS / f"{name}.toml").read_text())
@@ -248,6 +249,15 @@ def test_gala_and_paac_differ_where_their_optimisers_do() -> None:
     assert (gala.initial_square_average, gala.epsilon) == (0.0, 1e-5)
     assert paac.initial_square_average == pytest.approx(1 / 5**2)
     assert paac.epsilon == pytest.approx(0.1 / 5**2)
+
+
+def test_paac_has_the_network_of_its_code() -> None:
+    """train.py: --arch is NIPS unless told otherwise; networks.py: 16 filters 8 x 8, 32 filters 4 x 4, 256 units; both heads on them."""
+    paac = load_config(None, {"preset": "paac"}, {})
+    n = paac.network
+    spec = environment_spec(paac.environment.id, {}, paac.environment.atari_settings())
+    network = build_network(spec, n.name, n.hidden_sizes, n.activation, False, 1, separate_critic=n.separate_critic)
+    assert network.describe() == "nips_cnn 4-16-32-2592-256 relu, policy 6, value 1"
 
 
 def test_gossip_settings_have_the_same_fields_and_defaults() -> None:
@@ -275,3 +285,25 @@ def test_options_name_existing_fields() -> None:
     known = {name for name, _ in fields()}
     assert set(OPTION_FIELDS.values()) <= known
     assert set(SECTIONS) == {name.partition(".")[0] for name in known} - {"preset"}
+
+
+def test_an_unknown_algorithm_is_refused_with_the_closest_names() -> None:
+    with pytest.raises(
+        ConfigError, match=r'--algorithm .*algorithm.name = \'ppp\' is not allowed.*"a2c" or "ppo" or "vtrace".*did you mean "ppo"'
+    ):
+        load_config(None, {"algorithm.name": "ppp"}, {})
+
+
+def test_what_an_algorithm_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r'reuse_graph = true is for a2c alone: name = "ppo".*"auto"'):
+        load_config(None, {"algorithm.name": "ppo", "algorithm.reuse_graph": True}, {})
+    assert load_config(None, {"algorithm.name": "a2c", "algorithm.reuse_graph": True}, {}).algorithm_values()["reuse_graph"] is True
+
+
+def test_automatic_settings_depend_on_the_algorithm() -> None:
+    normalized = {
+        name: load_config(None, {"algorithm.name": name}, {}).algorithm_values()["normalize_advantage"] for name in ("a2c", "ppo")
+    }
+    assert normalized == {"a2c": False, "ppo": True}
+    assert load_config(None, {}, {}).algorithm_values(keeps_graph=True)["reuse_graph"] is True
+    assert "epochs" not in load_config(None, {}, {}).algorithm_values()

@@ -24,6 +24,7 @@ def zpala(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("name", "nodes", "options"),
     [
         ("cartpole", 2, ["--total-env-steps", "6000", "--set", "run.log_interval_s=0.5"]),
+        ("cartpole", 2, ["--total-env-steps", "6000", "--algorithm", "ppo", "--set", "run.log_interval_s=0.5"]),
         ("pong", 1, ["--total-env-steps", "160", "--num-envs", "2"]),
         ("breakout", 2, ["--total-env-steps", "160", "--num-envs", "2"]),
     ],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from zpala.config import OPTION_FIELDS, load_config, preset_names
+from zpala.config import OPTION_FIELDS, EnvironmentConfig, load_config, preset_names
 from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import shipped_topologies
+from zpala.rl import build_network, environment_spec
+from zpala.rl.networks import NetworkName
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +35,7 @@ def test_options_exist() -> None:
     known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--env-arg", "--episodes", "--help"}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--dir"}  # of plot, bench and keys
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
+    known |= {"--steps"}  # of env check
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 
@@ -85,3 +89,17 @@ def test_constraints_cover_the_direct_dependencies() -> None:
 def test_the_examples_are_valid_run_files(name: str) -> None:
     config = load_config(ROOT / "examples" / f"{name}.toml", {}, {})
     assert config.preset in preset_names()
+
+
+def test_the_networks_have_the_sizes_that_are_said() -> None:
+    rows = dict(re.findall(r"^\| `(\w+_\w+)` \| [^|]*(?:convolutions|units)[^|]* \| ([\d,]+) \|$", README, re.MULTILINE))
+    spec = environment_spec("pong")
+    assert set(rows) == set(get_args(NetworkName)) - {"auto", "mlp"}
+    for name, said in rows.items():
+        network = build_network(spec, name, (), "relu", False, 1)
+        assert f"{sum(parameter.numel() for parameter in network.parameters()):,}" == said
+
+
+def test_the_fields_of_the_environment_are_all_told() -> None:
+    table = README[README.index("| field of `[environment]`") :].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) - {"environment", "terminated"} == set(EnvironmentConfig.model_fields) - {"id", "num_envs"}

@@ -108,6 +108,16 @@ def test_a_checkpoint_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     for name, array in MODEL.items():
         np.testing.assert_array_equal(checkpoint.model[name], array)
     np.testing.assert_array_equal(checkpoint.optimizer["square_average"], OPTIMIZER["square_average"])
+    assert checkpoint.local == {}
+
+
+def test_what_else_an_algorithm_keeps_is_read_back(tmp_path: Path) -> None:
+    directory = create(tmp_path / "run")
+    final = directory.save_final(MODEL, OPTIMIZER, {}, {"generator": np.arange(5, dtype=np.uint8)})
+    assert load_checkpoint(directory.path).local["generator"].tolist() == [0, 1, 2, 3, 4]
+    (final / "local.safetensors").write_bytes(b"{")
+    with pytest.raises(RunDirectoryError, match=r"local\.safetensors"):
+        load_checkpoint(directory.path)
 
 
 def test_an_array_that_is_a_slice_is_saved_as_it_looks(tmp_path: Path) -> None:

@@ -26,9 +26,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 topology_app = typer.Typer(help="The graphs of who may gossip with whom.", no_args_is_help=True)
+env_app = typer.Typer(help="The environments that there are, and what is wrong with one.", no_args_is_help=True)
 bench_app = typer.Typer(help="How fast a node is on this machine.", no_args_is_help=True)
 config_app = typer.Typer(help="The run file and its values.", no_args_is_help=True)
 keys_app = typer.Typer(help="The key pairs by which nodes know each other.", no_args_is_help=True)
+app.add_typer(env_app, name="env")
 app.add_typer(topology_app, name="topology")
 app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
@@ -263,6 +265,45 @@ def topology_check(
 
     size = nodes if peers is None else len(read_hosts(peers)[1])
     examination = examine(name, size)
+    _print(examination.json() if as_json else examination.text())
+    raise typer.Exit(ExitCode.FINISHED if examination.usable else ExitCode.USAGE)
+
+
+@env_app.command("list")
+def env_list(
+    word: Annotated[str, typer.Argument(metavar="WORD", help="Only names that contain it, in any case.", show_default=False)] = "",
+    as_json: Json = False,
+) -> None:
+    """The environments that are installed, and how one of your own is named."""
+    from zpala.tools.environment_list import listing
+
+    found = listing(word)
+    _print(found.json() if as_json else found.text())
+
+
+@env_app.command("check")
+def env_check(
+    name: Annotated[str, typer.Argument(metavar="ID", help="Gymnasium id, Atari id, module:factory or path/to/file.py:factory.")],
+    env_arg: Annotated[
+        list[str] | None,
+        typer.Option("--env-arg", metavar="KEY=VALUE", help="Argument of the environment; may be repeated.", show_default=False),
+    ] = None,
+    num_envs: Annotated[int, typer.Option("--num-envs", metavar="N", min=1, max=65_536, help="Environments stepped together.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=10, help="Random steps, of all environments together.")] = 4_000,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="environment.FIELD=VALUE", help="Any field of [environment]; may be repeated.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Play an environment by chance, alone and in a vector, and say what is wrong with it. Exit status 2 if zpala cannot use it."""
+    overrides: dict[str, object] = {"environment.id": name, "environment.num_envs": num_envs}
+    overrides.update(config.parse_environment_argument(text) for text in env_arg or [])
+    overrides.update(config.parse_assignment(text) for text in set_ or [])
+    settings = config.load_config(None, overrides, os.environ).environment
+    from zpala.tools.environment_check import examine
+
+    examination = examine(settings, steps)
     _print(examination.json() if as_json else examination.text())
     raise typer.Exit(ExitCode.FINISHED if examination.usable else ExitCode.USAGE)
 

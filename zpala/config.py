@@ -82,17 +82,24 @@ class EnvironmentConfig(Section):
     noop_max: int = Field(30, ge=0, description="Atari: at most this many random no-ops at the start of a game.")
     max_episode_frames: int = Field(108_000, ge=1, description="Atari: a game is truncated after this many emulator frames.")
     full_action_space: bool = Field(False, description="Atari: all 18 actions instead of the game's own.")
+    life_loss: bool = Field(False, description="Atari: a lost life counts as terminated for learning; games and returns stay whole.")
+    max_episode_steps: int | None = Field(None, ge=1, description="Any game is truncated after so many env_steps.")
 
     def atari_settings(self) -> AtariSettings:
         """The part of these settings that only Atari games have, as ``zpala.rl`` takes it."""
         from zpala.rl.environments import AtariSettings
 
-        names = ("frame_skip", "sticky_action_probability", "noop_max", "max_episode_frames", "full_action_space")
+        names = ("frame_skip", "sticky_action_probability", "noop_max", "max_episode_frames", "full_action_space", "life_loss")
         return AtariSettings(**{name: getattr(self, name) for name in names})
 
 
 class NetworkConfig(Section):
-    name: Literal["auto", "mlp", "nature_cnn"] = Field("auto", description="auto: nature_cnn for images, mlp for vectors.")
+    name: Literal["auto", "mlp", "nature_cnn", "nips_cnn", "impala_resnet"] = Field(
+        "auto", description="auto: nature_cnn for images, mlp for vectors."
+    )
+    separate_critic: bool | Literal["auto"] = Field(
+        "auto", description="A trunk of its own for the value instead of one for both; auto: for the mlp."
+    )
     hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
     channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")
@@ -102,15 +109,44 @@ class NetworkConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["a2c"] = Field("a2c", description="Learning algorithm.")
+    name: Literal["a2c", "ppo", "vtrace"] = Field("a2c", description="Learning algorithm.")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
     entropy_coefficient: float = Field(0.01, ge=0, description="Weight of the mean entropy bonus.")
     value_coefficient: float = Field(0.5, ge=0, description="Weight of the mean squared value error.")
     max_grad_norm: float = Field(0.5, gt=0, description="Gradients are scaled down to this global L2 norm.")
-    normalize_advantage: bool = Field(False, description="Advantages of a rollout get mean 0 and standard deviation 1.")
+    normalize_advantage: bool | Literal["auto"] = Field(
+        "auto", description="Advantages (of a rollout, in ppo of a minibatch) get mean 0 and standard deviation 1; auto: in ppo."
+    )
     clip_rewards: bool = Field(False, description="Clip rewards to [-1, 1] for learning; logged returns stay raw.")
-    reuse_graph: bool | Literal["auto"] = Field("auto", description="Keep the graph of the acting pass for the update: no second pass.")
+    reuse_graph: bool | Literal["auto"] = Field(
+        "auto", description="a2c: keep the graph of the acting pass for the update, no second pass; auto: on one core, for images."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AlgorithmConfig:
+        if self.reuse_graph is True and self.name != "a2c":
+            raise ValueError(
+                f'reuse_graph = true is for a2c alone: name = "{self.name}" needs a forward pass of its own to learn. '
+                'Leave reuse_graph at "auto"'
+            )
+        return self
+
+
+class PPOConfig(Section):
+    epochs: int = Field(10, ge=1, description="How often every step of a rollout is learnt from.")
+    minibatch_size: int = Field(64, ge=1, description="env_steps per optimiser step, about: a rollout is cut into equal parts.")
+    clip_range: float = Field(0.2, gt=0, description="How far the ratio of new to old probability may leave 1 and still be rewarded.")
+    anneal_clip_range: bool = Field(False, description="clip_range falls linearly to 0 with the cluster's progress.")
+    clip_range_values: float | None = Field(None, gt=0, description="A value is not pushed further than this from its old one.")
+    target_kl: float | None = Field(None, gt=0, description="An update ends early above 1.5 times this KL divergence from the old policy.")
+
+
+class VTraceConfig(Section):
+    rho_clip: float = Field(1.0, gt=0, description="Ratios of new to old probability that weigh errors are at most this.")
+    c_clip: float = Field(1.0, gt=0, description="Ratios that pass later errors on to earlier steps are at most this.")
+    lag: int = Field(0, ge=0, le=64, description="Act with the parameters of so many updates ago: what staleness costs, and no speed.")
 
 
 class OptimizerConfig(Section):
@@ -208,6 +244,8 @@ class Config(Section):
     environment: EnvironmentConfig = EnvironmentConfig()
     network: NetworkConfig = NetworkConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    ppo: PPOConfig = PPOConfig()
+    vtrace: VTraceConfig = VTraceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gossip: GossipConfig = GossipConfig()
     node: NodeConfig = NodeConfig()
@@ -223,6 +261,17 @@ class Config(Section):
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")
         return self
+
+    def algorithm_values(self, *, keeps_graph: bool = False) -> dict[str, object]:
+        """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``keeps_graph``: ``auto`` of reuse_graph."""
+        values: dict[str, object] = self.algorithm.model_dump()
+        if self.algorithm.name in SECTIONS:
+            values |= getattr(self, self.algorithm.name).model_dump()
+        if self.algorithm.normalize_advantage == "auto":
+            values["normalize_advantage"] = self.algorithm.name == "ppo"
+        if self.algorithm.reuse_graph == "auto":
+            values["reuse_graph"] = keeps_graph
+        return values
 
     def to_toml(self) -> str:
         """Every value as a run file that loads to this same configuration. A field without a value (None) is left out."""

@@ -5,7 +5,7 @@ RUN/
   nodes/<name>/
     run.json config.toml              this node's command, versions, host, start, end, exit status; its resolved configuration
     metrics.jsonl  tb/  log.txt
-    checkpoints/final/{model.safetensors, optimizer.safetensors, state.json}
+    checkpoints/final/{model.safetensors, optimizer.safetensors, local.safetensors, state.json}
 
 A node directory that exists is an error (design D12). Files appear whole: they are written beside their place and moved there.
 """
@@ -22,7 +22,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -48,13 +48,15 @@ class RunDirectoryError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One node's saved agent. ``model``: named parameters; ``optimizer``: its vectors; ``state``: counters and the configuration."""
+    """One node's saved agent. ``model``: named parameters; ``optimizer``: its vectors; ``state``: counters and the configuration;
+    ``local``: what else its algorithm kept."""
 
     node: str
     path: Path
     model: dict[str, NDArray[np.float32]]
     optimizer: dict[str, NDArray[np.float32]]
     state: dict[str, Any]
+    local: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +75,22 @@ class NodeDirectory:
     def faults_path(self) -> Path:
         return self.path / "faults"
 
-    def save_final(self, model: Tensors, optimizer: Tensors, state: Mapping[str, object]) -> Path:
-        """Writes ``checkpoints/final`` in one move. ``model``: name -> float32 array; ``state`` must be JSON (see ``load_checkpoint``)."""
+    def save_final(self, model: Tensors, optimizer: Tensors, state: Mapping[str, object], local: Tensors | None = None) -> Path:
+        """Writes ``checkpoints/final`` in one move.
+
+        Args:
+            model: name -> float32 array.
+            state: must be JSON (see ``load_checkpoint``).
+            local: what else the algorithm keeps; nothing is written for none.
+        """
         target = self.path / "checkpoints" / "final"
         partial = target.with_name(f".final-{secrets.token_hex(4)}.tmp")
         partial.mkdir(parents=True)
         try:
             save_file({name: np.ascontiguousarray(array) for name, array in model.items()}, partial / "model.safetensors")
             save_file({name: np.ascontiguousarray(array) for name, array in optimizer.items()}, partial / "optimizer.safetensors")
+            if local:
+                save_file({name: np.ascontiguousarray(array) for name, array in local.items()}, partial / "local.safetensors")
             document = {"format_version": FORMAT_VERSION, "zpala_version": __version__, "node": self.node, **state}
             (partial / "state.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
             for file in partial.iterdir():
@@ -179,11 +189,13 @@ def load_checkpoint(node_directory: Path) -> Checkpoint:
         model = load_file(file)
         file = path / "optimizer.safetensors"
         optimizer = load_file(file)
+        file = path / "local.safetensors"
+        local = load_file(file) if file.exists() else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunDirectoryError(
             f"{file}: cannot be read as part of a checkpoint ({error}). Restore the file or evaluate another node."
         ) from error
-    return Checkpoint(str(state.get("node", node_directory.name)), path, model, optimizer, state)
+    return Checkpoint(str(state.get("node", node_directory.name)), path, model, optimizer, state, local)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from zpala import cli
-from zpala.rl.a2c import A2C, UpdateStatistics
+from zpala.rl.a2c import A2C
+from zpala.rl.algorithm import Statistics
 from zpala.rl.rollout import Rollout
 
 NEVER_S = 1000.0
@@ -51,7 +52,7 @@ def main() -> None:
     signal.signal(signal.SIGUSR1, lambda number, frame: told.append(number))
     update = A2C.update
 
-    def hang_when_told(self: A2C, rollout: Rollout, learning_rate: float) -> UpdateStatistics:
+    def hang_when_told(self: A2C, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         if told:
             told.clear()
             kind = file.read_text()
@@ -59,7 +60,7 @@ def main() -> None:
             hang(kind, told)
             told.clear()
             say("goes on")
-        return update(self, rollout, learning_rate)
+        return update(self, rollout, learning_rate, progress)
 
     A2C.update = hang_when_told  # type: ignore[method-assign]
     cli.main()

@@ -199,6 +199,13 @@ def test_two_networks_meet_at_the_start(processes: Processes) -> None:
         assert not (processes.folder / "run/nodes" / name / "checkpoints").exists()
 
 
+def test_two_algorithms_meet_at_the_start(processes: Processes) -> None:
+    hosts = processes.hosts(2)
+    pair = [processes.node(hosts, "--name", f"n{index}", "--algorithm", name) for index, name in enumerate(("a2c", "ppo"))]
+    for process, mine, theirs in zip(pair, ("a2c", "ppo"), ("ppo", "a2c"), strict=True):
+        meets(process, USAGE, "algorithm", mine, theirs)
+
+
 def test_who_has_another_seed_is_refused_by_a_run_that_goes_on(processes: Processes) -> None:
     hosts = processes.hosts(2)
     running = processes.node(hosts, "--total-env-steps", "2_000_000", "--name", "n0", "--start-timeout", "0.5")

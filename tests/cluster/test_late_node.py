@@ -36,8 +36,14 @@ def directories(processes: Processes) -> list[Path]:
     return [processes.folder / "run/nodes" / name for name in ("n0", "n1")]
 
 
-def test_it_adopts_before_its_first_update_and_ends_with_the_others(processes: Processes) -> None:
-    early, late = start_late(processes, "--total-env-steps", str(BUDGET))
+PPO = ("--algorithm", "ppo", "--set", "ppo.epochs=3", "--set", "ppo.minibatch_size=32")  # of 64 env_steps: 6 steps per update
+
+
+@pytest.mark.parametrize(("options", "steps", "budget"), [((), 1, BUDGET), (PPO, 6, BUDGET // 4)], ids=["a2c", "ppo"])
+def test_it_adopts_before_its_first_update_and_ends_with_the_others(
+    processes: Processes, options: tuple[str, ...], steps: int, budget: int
+) -> None:
+    early, late = start_late(processes, "--total-env-steps", str(budget), *options)
     assert (late.end(), early.end()) == (0, 0), early.text + late.text
     adopted = int(late.wait_for(r"adopted parameters, square_average of version (\d+)").group(1))
     first_row = next(index for index, line in enumerate(late.lines) if line.startswith("[n1]"))
@@ -48,7 +54,7 @@ def test_it_adopts_before_its_first_update_and_ends_with_the_others(processes: P
     state = load_checkpoint(late_directory).state
     assert state["updates"] > 0
     assert state["version"] == adopted + state["updates"], "the version goes on from the donor's"
-    assert state["optimizer_steps"] == adopted + state["updates"], "and so do the optimiser's steps"
+    assert state["optimizer_steps"] == steps * (adopted + state["updates"]), "and so do the optimiser's steps"
 
     for process in (early, late):
         process.wait_for("averaged with 1/1 peers")
@@ -56,7 +62,7 @@ def test_it_adopts_before_its_first_update_and_ends_with_the_others(processes: P
     assert spread([early_directory, late_directory]) <= 0.01
     first = next(read_rows(late_directory / "metrics.jsonl"))
     assert first["cluster_env_steps"] > first["env_steps"], "what was done before it came counts"
-    assert column(early_directory, "env_steps")[-1] + column(late_directory, "env_steps")[-1] >= BUDGET
+    assert column(early_directory, "env_steps")[-1] + column(late_directory, "env_steps")[-1] >= budget
 
 
 def test_what_it_adopts_are_the_learned_parameters(processes: Processes) -> None:

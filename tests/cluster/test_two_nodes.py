@@ -21,6 +21,7 @@ FILES = {
     "metrics.jsonl",
     "checkpoints/final/model.safetensors",
     "checkpoints/final/optimizer.safetensors",
+    "checkpoints/final/local.safetensors",
     "checkpoints/final/state.json",
 }
 

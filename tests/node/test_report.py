@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from zpala.node.report import Report
-from zpala.rl.a2c import UpdateStatistics
+from zpala.rl.algorithm import Statistics
 
-STATISTICS = UpdateStatistics(0.5, 0.25, 1.5, 0.9, 2.0, True)
+STATISTICS = Statistics(True, {"policy_loss": 0.5, "entropy": 1.5, "of_mine": 7.0})
 
 
 def test_speed_counts_the_interval_and_not_the_wait_before_the_start() -> None:
@@ -40,7 +40,7 @@ def test_losses_and_staleness_of_the_interval() -> None:
         report.updated(STATISTICS, 1e-3, staleness)
     row = report.row(1.0, env_steps=1, updates=3)
     assert (row["losses/policy_loss"], row["losses/entropy"], row["charts/learning_rate"]) == (0.5, 1.5, 1e-3)
-    assert "losses/finite" not in row
+    assert {name for name in row if name.startswith("losses/")} == {"losses/policy_loss", "losses/entropy", "losses/of_mine"}
     assert (row["gossip/staleness_mean"], row["gossip/staleness_max"]) == (3.0, 6)
     assert "gossip/staleness_mean" not in report.row(2.0, env_steps=1, updates=3)
 

@@ -88,6 +88,10 @@ class SteeringEnv(ScriptedEnv):
     action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)  # type: ignore[assignment]
 
 
+class NumberEnv(ScriptedEnv):
+    observation_space = spaces.Box(-1.0, 1.0, (), np.float32)
+
+
 def make(number: int = 0) -> ScriptedEnv:
     return ScriptedEnv(number)
 
@@ -106,6 +110,10 @@ def make_steering() -> ScriptedEnv:
 
 class DoublesEnv(ScriptedEnv):
     observation_space = spaces.Box(-1000.0, 1000.0, (3,), np.float64)  # type: ignore[arg-type]
+
+
+def make_number() -> ScriptedEnv:
+    return NumberEnv()
 
 
 def make_nothing() -> str:

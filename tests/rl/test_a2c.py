@@ -45,6 +45,7 @@ def random_rollout(given: EnvironmentSpec, steps: int = 3, envs: int = 4, seed: 
 
 def act_everywhere(agent: A2C, rollout: Rollout, groups: int = 1) -> None:
     size = rollout.num_envs // groups
+    agent.begin(rollout, 0.0)
     for t in range(rollout.num_steps):
         for start in range(0, rollout.num_envs, size):
             rollout.set_actions(t, start, start + size, agent.act(rollout, t, start, start + size))
@@ -111,10 +112,10 @@ def test_equal_advantages_normalize_to_nothing() -> None:
     rollout.rewards.fill_(1.5)
     rollout.terminated.fill_(True)
     act_everywhere(agent, rollout)
-    statistics = agent.update(rollout, 1e-3)
+    statistics = agent.update(rollout, 1e-3, 0.0)
     assert statistics.finite
-    assert statistics.policy_loss == pytest.approx(0.0, abs=1e-6)
-    assert statistics.value_loss == pytest.approx(1.0)
+    assert statistics.named["policy_loss"] == pytest.approx(0.0, abs=1e-6)
+    assert statistics.named["value_loss"] == pytest.approx(1.0)
 
 
 def test_nothing_valid_is_no_loss() -> None:
@@ -145,14 +146,14 @@ def test_reusing_the_acting_graph_gives_the_same_gradients(given: EnvironmentSpe
         agent = algorithm(given, A2CSettings(max_grad_norm=1e9, reuse_graph=reuse))
         rollout = random_rollout(given, steps, 4)
         act_everywhere(agent, rollout, groups=2)
-        statistics = agent.update(rollout, 1e-3)
+        statistics = agent.update(rollout, 1e-3, 0.0)
         flats.append((agent.flat, rollout.actions.clone(), statistics))
     (first, first_actions, expected), (second, second_actions, found) = flats
     assert torch.equal(first_actions, second_actions)
     assert first.gradients.abs().max() > 1e-4
     torch.testing.assert_close(second.gradients, first.gradients, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(second.parameters, first.parameters, rtol=1e-3, atol=1e-4)
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert found.named == pytest.approx(expected.named, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -162,7 +163,7 @@ def test_the_flat_views_survive_updates(reuse: bool) -> None:
     before = agent.flat.parameters.clone()
     for _ in range(3):
         act_everywhere(agent, rollout)
-        assert agent.update(rollout, 1e-3).finite
+        assert agent.update(rollout, 1e-3, 0.0).finite
         agent.flat.check()
     assert not torch.equal(agent.flat.parameters, before)
     assert agent.optimizer.steps == 3
@@ -189,12 +190,12 @@ def test_a_constant_value_makes_the_value_loss_known() -> None:
     rollout.terminated[1, 1] = True  # R = 1.5, 1, 3
     rollout.truncated[1, 2] = True  # R = 1 + 3 / 2, 1 + 4 / 2, 3
     act_everywhere(agent, rollout)
-    statistics = agent.update(rollout, 1e-3)
+    statistics = agent.update(rollout, 1e-3, 0.0)
     returns = np.array([[2.25, 1.5, 2.5], [2.5, 1.0, 3.0], [3.0, 3.0, 3.0]])
-    assert statistics.value_loss == pytest.approx(np.mean((returns - 4.0) ** 2))
-    assert statistics.policy_loss == pytest.approx(np.mean(returns - 4.0) * math.log(2))
-    assert statistics.entropy == pytest.approx(math.log(2))
-    assert statistics.explained_variance == pytest.approx(0.0, abs=1e-6)
+    assert statistics.named["value_loss"] == pytest.approx(np.mean((returns - 4.0) ** 2))
+    assert statistics.named["policy_loss"] == pytest.approx(np.mean(returns - 4.0) * math.log(2))
+    assert statistics.named["entropy"] == pytest.approx(math.log(2))
+    assert statistics.named["explained_variance"] == pytest.approx(0.0, abs=1e-6)
 
 
 def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next() -> None:
@@ -214,7 +215,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next(
     rollout.truncated[0] = torch.tensor([True, False])
     act_everywhere(agent, rollout)
     # V(0) = 1 in both; R = 1 + 7 / 2 and 1.
-    assert agent.update(rollout, 0.0).value_loss == pytest.approx((3.5**2 + 0.0) / 2)
+    assert agent.update(rollout, 0.0, 0.0).named["value_loss"] == pytest.approx((3.5**2 + 0.0) / 2)
 
 
 def test_masked_steps_teach_nothing() -> None:
@@ -228,7 +229,7 @@ def test_masked_steps_teach_nothing() -> None:
         rollout.valid[2] = False  # the reset step behind the end
         act_everywhere(agent, rollout)
         rollout.rewards[2] = garbage
-        agent.update(rollout, 1e-3)
+        agent.update(rollout, 1e-3, 0.0)
         gradients.append(agent.flat.gradients.clone())
     assert torch.equal(gradients[0], gradients[1])
 
@@ -242,7 +243,7 @@ def test_rewards_are_clipped_here_and_nowhere_else(clip: bool, expected: float) 
     rollout.terminated.fill_(True)
     rollout.valid.fill_(True)
     act_everywhere(agent, rollout)
-    assert agent.update(rollout, 1e-3).value_loss == pytest.approx(expected)
+    assert agent.update(rollout, 1e-3, 0.0).named["value_loss"] == pytest.approx(expected)
     assert rollout.rewards.tolist() == [[7.0, -7.0]]
 
 
@@ -265,17 +266,35 @@ def test_actions_do_not_depend_on_the_groups() -> None:
         agent, rollout = algorithm(spec(), A2CSettings()), random_rollout(spec(), 5, 8)
         for _ in range(2):
             act_everywhere(agent, rollout, groups)
-            agent.update(rollout, 0.0)
+            agent.update(rollout, 0.0, 0.0)
         actions.append(rollout.actions.clone())
     assert torch.equal(actions[0], actions[1])
     assert torch.equal(actions[0], actions[2])
 
 
-def test_policy_gives_the_logits_without_a_graph() -> None:
-    agent = algorithm(spec(), A2CSettings())
-    observation = torch.randn(3, 3)
-    assert torch.equal(agent.policy(observation), agent.network(observation)[0].detach())
-    assert not agent.policy(observation).requires_grad
+def test_evaluation_takes_the_best_action_or_a_sample() -> None:
+    agent = algorithm(spec(num_actions=3), A2CSettings())
+    Constant(agent, 0.0)
+    agent.flat.named_parameters()["policy.bias"].copy_(torch.tensor([0.1, 0.6, 0.3]).log())
+    observations = torch.zeros(20_000, 3)
+    assert set(agent.choose(observations, None).tolist()) == {1}
+    shares = torch.bincount(agent.choose(observations, torch.Generator().manual_seed(4)), minlength=3) / 20_000
+    assert shares.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.015)
+
+
+def test_the_local_state_is_the_random_stream() -> None:
+    agent, rollout = algorithm(spec(), A2CSettings()), random_rollout(spec(), 3, 50)
+    act_everywhere(agent, rollout)
+    state = {name: tensor.clone() for name, tensor in agent.local_state().items()}
+    act_everywhere(agent, rollout)
+    expected = rollout.actions.clone()
+    other = algorithm(spec(), A2CSettings())
+    act_everywhere(other, rollout)
+    other.load_local_state(state)
+    act_everywhere(other, rollout)
+    assert torch.equal(rollout.actions, expected)
+    act_everywhere(other, rollout)
+    assert not torch.equal(rollout.actions, expected)
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -285,16 +304,17 @@ def test_a_loss_that_is_not_finite_is_told_and_not_applied(reuse: bool) -> None:
     rollout.valid[0, 0] = True
     before = agent.flat.parameters.clone()
     act_everywhere(agent, rollout)
-    assert not agent.update(rollout, 1e-3).finite
+    assert not agent.update(rollout, 1e-3, 0.0).finite
     assert torch.equal(agent.flat.parameters, before)
     assert agent.optimizer.steps == 0
 
 
 def test_a_forgotten_action_is_an_error() -> None:
     agent, rollout = algorithm(spec(), A2CSettings(reuse_graph=True)), random_rollout(spec())
+    agent.begin(rollout, 0.0)
     agent.act(rollout, 0, 0, 4)
     with pytest.raises(RuntimeError, match="actions were chosen for 4"):
-        agent.update(rollout, 1e-3)
+        agent.update(rollout, 1e-3, 0.0)
 
 
 @pytest.mark.parametrize("reuse", [False, True])
@@ -306,10 +326,65 @@ def test_a_guessing_game_is_solved_in_seconds(reuse: bool) -> None:
     environments.reset(rollout.observation(0, 0, 8))
     returns = []
     for _ in range(200):
+        agent.begin(rollout, 0.0)
         for t in range(8):
             rollout.set_actions(t, 0, 8, agent.act(rollout, t, 0, 8))
             returns += [episode.return_ for episode in environments.step(rollout.action(t, 0, 8), rollout.row(t, 0, 8))]
-        assert agent.update(rollout, 3e-3).finite
+        assert agent.update(rollout, 3e-3, 0.0).finite
         rollout.carry()
     assert np.mean(returns[:64]) < 4.5
     assert np.mean(returns[-64:]) > 7.5
+
+
+def test_updates_equal_a_slow_reference() -> None:
+    """Three updates of noise: plain autograd on copies of the tensors, one loop per environment, torch's own RMSprop and clipping."""
+    agent = algorithm(spec(), A2CSettings(gamma=0.9, entropy_coefficient=0.02, value_coefficient=0.4, max_grad_norm=0.3))
+    slow = build_network(spec(), "auto", (16,), "tanh", False, 1)
+    optimizer = torch.optim.RMSprop(slow.parameters(), lr=1e-2, alpha=0.99, eps=1e-5)
+    for seed in range(3):
+        rollout = random_rollout(spec(), 5, 4, seed)
+        act_everywhere(agent, rollout)
+        losses = []
+        for n in range(4):
+            with torch.no_grad():
+                following = slow(rollout.observations[5, n : n + 1])[1][0]
+            returns: list[Tensor] = []
+            for t in reversed(range(5)):
+                if rollout.terminated[t, n]:
+                    following = torch.tensor(0.0)
+                elif rollout.truncated[t, n]:
+                    with torch.no_grad():
+                        following = slow(rollout.final_observations[t, n : n + 1])[1][0]
+                following = rollout.rewards[t, n] + 0.9 * following
+                returns.insert(0, following)
+            for t in range(5):
+                if rollout.valid[t, n]:
+                    logits, value = slow(rollout.observations[t, n : n + 1])
+                    chances = torch.softmax(logits[0], dim=0)
+                    error = returns[t] - value[0]
+                    chosen = chances[rollout.actions[t, n]].log()
+                    losses.append(-chosen * error.detach() + 0.4 * error**2 + 0.02 * (chances * chances.log()).sum())
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(slow.parameters(), 0.3)
+        optimizer.step()
+        assert agent.update(rollout, 1e-2, 0.0).finite
+        for name, parameter in slow.named_parameters():
+            torch.testing.assert_close(agent.flat.named_parameters()[name], parameter.detach(), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_generalised_advantages_reach_the_loss(reuse: bool) -> None:
+    """V = 4, gamma 1/2, lambda 1/2, rewards 1, no ends: every delta is 1 + 2 - 4 = -1, so A = -1, -5/4, -21/16 from the last step on."""
+    agent = algorithm(spec(), A2CSettings(gamma=0.5, gae_lambda=0.5, reuse_graph=reuse))
+    Constant(agent, 4.0)
+    rollout = random_rollout(spec(), 3, 2)
+    rollout.rewards.fill_(1.0)
+    rollout.terminated.fill_(False)
+    rollout.truncated.fill_(False)
+    rollout.valid.fill_(True)
+    act_everywhere(agent, rollout)
+    advantages = np.array([-21 / 16, -5 / 4, -1.0])
+    statistics = agent.update(rollout, 1e-3, 0.0)
+    assert statistics.named["value_loss"] == pytest.approx(np.mean(advantages**2))
+    assert statistics.named["policy_loss"] == pytest.approx(np.mean(advantages) * math.log(2))

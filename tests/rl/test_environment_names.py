@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
+from tests.rl.test_environments import play, random_policy
 from zpala.rl.environment_names import AtariGame, Factory, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
 from zpala.rl.environments import StepRow, environment_spec, make_environments
 
@@ -57,10 +60,35 @@ def test_an_error_inside_the_module_is_not_hidden(tmp_path: Path, monkeypatch: p
         resolve("broken_environment:make")
 
 
+def make_coins() -> gymnasium.Env[Any, Any]:
+    """What the refusal of Blackjack's observations offers."""
+    return gymnasium.wrappers.FlattenObservation(gymnasium.make("Blackjack-v1"))
+
+
+def make_three_torques() -> gymnasium.Env[Any, Any]:
+    """What the refusal of Pendulum's actions offers."""
+    torques = [np.array([torque], dtype=np.float32) for torque in (-2.0, 0.0, 2.0)]
+    return gymnasium.wrappers.TransformAction(gymnasium.make("Pendulum-v1"), lambda i: torques[i], gymnasium.spaces.Discrete(3))
+
+
+@pytest.mark.parametrize(
+    ("refused", "offer", "instead"),
+    [("Blackjack-v1", "FlattenObservation", "make_coins"), ("Pendulum-v1", "TransformAction", "make_three_torques")],
+)
+def test_the_way_out_that_a_refusal_offers_is_one(refused: str, offer: str, instead: str) -> None:
+    with pytest.raises(UnsupportedEnvironment, match=offer):
+        environment_spec(refused)
+    environments = make_environments(f"tests.rl.test_environment_names:{instead}", 2, seeds=[1, 2])
+    _, ended = play(environments, 201, random_policy(environments.spec.num_actions))
+    environments.close()
+    assert any(ended)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
         ("Pendulum-v1", "action space is Box"),
+        ("tests.rl.scripted:make_number", r"shape \(\)"),
         ("tests.rl.scripted:make_steering", "action space is Box"),
         ("tests.rl.scripted:make_words", "observation space is Text"),
         ("FrozenLake-v1", "observation space is Discrete"),

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from zpala.rl.environments import EnvironmentSpec
-from zpala.rl.rollout import Rollout
+from zpala.rl.rollout import PerStep, Rollout
 
 
 def rollout(dtype: str = "float32") -> Rollout:
@@ -62,3 +63,20 @@ def test_carry_moves_the_last_observation_to_the_front() -> None:
     slab.carry()
     assert slab.observation(0, 0, 5).tolist() == np.arange(10).reshape(5, 2).tolist()
     assert np.shares_memory(slab.arrays()["observations"], slab.row(0, 0, 5).next_observation)
+
+
+def test_the_algorithms_own_tensors_are_there_and_absurd() -> None:
+    spec = EnvironmentSpec("test", (2,), np.dtype("float32"), 3, 1, False, "test")
+    slab = Rollout(spec, 4, 5, extra={"values": PerStep(), "state": PerStep(torch.float32, (7,)), "count": PerStep(torch.int64)})
+    assert {name: (tuple(t.shape), t.dtype) for name, t in slab.extra.items()} == {
+        "values": ((4, 5), torch.float32),
+        "state": ((4, 5, 7), torch.float32),
+        "count": ((4, 5), torch.int64),
+    }
+    assert slab.extra["values"].isnan().all()
+    assert (slab.extra["count"] < -1000).all()
+    assert slab.copies().keys() == slab.tensors().keys() | slab.extra.keys()
+    slab.extra["values"].fill_(3.0)
+    assert np.isnan(slab.copies()["values"]).sum() == 0
+    with pytest.raises(ValueError, match="the slab has rewards already"):
+        Rollout(spec, 4, 5, extra={"rewards": PerStep()})

@@ -100,6 +100,7 @@ def test_stable_baselines_is_timed_over_whole_updates_after_the_warm_up() -> Non
 
 def test_the_other_side_gets_the_same_settings() -> None:
     config = settings(environment__num_envs=64, environment__id="ALE/SpaceInvaders-v5", run__seed=5, algorithm__normalize_advantage=True)
+    assert bench.sb3_settings(settings(environment__id="pong"), seconds=30, warmup_s=5, threads=2).normalize_advantage is False
     other = bench.sb3_settings(config, seconds=30, warmup_s=5, threads=2)
     assert (other.game, other.num_envs, other.seed, other.threads) == ("ALE/SpaceInvaders-v5", 64, 5, 2)
     assert (other.num_steps, other.lr, other.epsilon) == (5, config.optimizer.lr, 1e-5)
@@ -118,6 +119,10 @@ def test_every_name_of_a_game_is_the_same_game(name: str) -> None:
         ({"environment.id": "CartPole-v1"}, "no Atari game"),
         ({"environment.id": "PongNoFrameskip-v44"}, "Did you mean"),
         ({"environment.id": "pong", "optimizer.name": "adam"}, "compared with rmsprop"),
+        ({"environment.id": "pong", "preset": "paac"}, "nips_cnn.*nature_cnn with a shared critic"),
+        ({"environment.id": "pong", "network.separate_critic": True}, "network.separate_critic = false"),
+        ({"environment.id": "pong", "environment.life_loss": True}, "life_loss"),
+        ({"environment.id": "pong", "algorithm.name": "ppo"}, "compares a2c"),
     ],
 )
 def test_what_cannot_be_compared(overrides: dict[str, object], words: str) -> None:

@@ -82,6 +82,23 @@ def test_every_node_and_the_mean_play(run: Path) -> None:
     assert evaluation.scores[2].distance == 0
 
 
+def test_a_network_with_or_without_a_critic_of_its_own_plays(tmp_path: Path) -> None:
+    parameters: dict[str, NDArray[np.float32]] = {}
+    for separate in (False, True):
+        overrides: dict[str, object] = {"network.separate_critic": separate, "network.name": "mlp"}
+        config = load_config(None, overrides, {})
+        spec = environment_spec(config.environment.id)
+        network = build_network(spec, "mlp", config.network.hidden_sizes, "tanh", False, 1, separate_critic=separate)
+        parameters = {name: parameter.detach().numpy().copy() for name, parameter in network.named_parameters()}
+        assert any(name.startswith("value_hidden") for name in parameters) is separate
+        save(tmp_path / f"run{separate}", "n0", config, parameters)
+        (score,) = evaluate_runs([tmp_path / f"run{separate}"], episodes=2, node="n0").scores
+        assert score.episodes == 2
+    save(tmp_path / "other", "n0", load_config(None, {"network.separate_critic": False}, {}), parameters)
+    with pytest.raises(RunDirectoryError, match="does not fit"):
+        evaluate_runs([tmp_path / "other"], episodes=1)
+
+
 def test_the_same_seed_gives_the_same_games_and_another_one_others(run: Path) -> None:
     first, again, other = (evaluate_runs([run], episodes=6, node="n0", seed=seed) for seed in (1, 1, 2))
     assert first == again

@@ -24,7 +24,8 @@ from zpala.node.errors import NodeError, UsageError
 from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
-from zpala.rl.a2c import A2C, A2CSettings
+from zpala.rl.algorithm import Algorithm
+from zpala.rl.algorithms import build_algorithm
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -55,7 +56,7 @@ def choose_device(name: str) -> torch.device:
 class Parts:
     """What the learner of one node is made of."""
 
-    algorithm: A2C
+    algorithm: Algorithm
     flat: FlatParameters
     weights: Weights
     schema: Schema
@@ -64,15 +65,23 @@ class Parts:
 
 def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device, threads: int) -> Parts:
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
-    n, a, o = config.network, config.algorithm, config.optimizer
+    n, o = config.network, config.optimizer
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
     # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
     keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
-        contrast = n.initial_weights == "contrast"
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last, config.run.seed, contrast=contrast)
+        network = build_network(
+            spec,
+            n.name,
+            n.hidden_sizes,
+            n.activation,
+            channels_last,
+            config.run.seed,
+            contrast=n.initial_weights == "contrast",
+            separate_critic=n.separate_critic,
+        )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error
     flat = FlatParameters(network, device)
@@ -89,16 +98,8 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         flat.numel,
         device,
     )
-    settings = A2CSettings(
-        gamma=a.gamma,
-        entropy_coefficient=a.entropy_coefficient,
-        value_coefficient=a.value_coefficient,
-        max_grad_norm=a.max_grad_norm,
-        normalize_advantage=a.normalize_advantage,
-        clip_rewards=a.clip_rewards,
-        reuse_graph=keeps_graph if a.reuse_graph == "auto" else a.reuse_graph,
-    )
-    algorithm = A2C(network, flat, optimizer, settings, seed=torch_seed(config.run.seed, line))
+    values = config.algorithm_values(keeps_graph=keeps_graph)
+    algorithm = build_algorithm(config.algorithm.name, values, network, flat, optimizer, seed=torch_seed(config.run.seed, line))
     weights = Weights(flat.parameters, optimizer.state)
     schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel)
     return Parts(algorithm, flat, weights, schema, network.describe())
@@ -128,7 +129,15 @@ def build_actor_groups(
             seeds = environment_seeds(config.run.seed, line, number, shard.stop - shard.start)
 
             def make(seeds: list[int] = seeds) -> Environments:
-                return make_environments(e.id, len(seeds), seeds=seeds, num_threads=per_actor, args=e.args, atari=atari)
+                return make_environments(
+                    e.id,
+                    len(seeds),
+                    seeds=seeds,
+                    num_threads=per_actor,
+                    args=e.args,
+                    atari=atari,
+                    max_episode_steps=e.max_episode_steps,
+                )
 
             actors.append(Actor(context, supervisor, f"{ACTOR} {number}", make, rollout, shard))
             number += 1

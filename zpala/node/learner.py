@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from safetensors.numpy import save_file
 
 from zpala.node.actor import ActorGroup
 from zpala.node.errors import NumericalError
 from zpala.node.port import GossipPort, Progress
 from zpala.node.report import Report
-from zpala.rl.a2c import A2C
+from zpala.rl.algorithm import Algorithm
 from zpala.rl.rollout import Rollout
 from zpala.rl.schedules import linear
 
@@ -32,7 +31,7 @@ class Outcome:
 
 def train(
     *,
-    algorithm: A2C,
+    algorithm: Algorithm,
     rollout: Rollout,
     groups: Sequence[ActorGroup],
     port: GossipPort,
@@ -73,6 +72,9 @@ def train(
             return Outcome(finished or "target", progress, cluster_env_steps)
 
         # Act: one row after the other; while one group's environments step, the learner acts for the next group.
+        share = min(cluster_env_steps / total_env_steps, 1.0)
+        with report.timed("inference"):
+            algorithm.begin(rollout, share)
         for t in range(steps):
             for group in groups:
                 if t > 0:
@@ -88,14 +90,14 @@ def train(
 
         # Learn: one synchronous update from the whole rollout.
         with report.timed("learn"):
-            learning_rate = linear(lr, cluster_env_steps / total_env_steps) if anneal else lr
-            statistics = algorithm.update(rollout, learning_rate)
+            learning_rate = linear(lr, share) if anneal else lr
+            statistics = algorithm.update(rollout, learning_rate, share)
         if not statistics.finite:
             raise NumericalError(_dump(rollout, faults, updates))
         env_steps += rollout.valid_steps()
         updates += 1
         rollout.carry()
-        port.updated()
+        port.updated(algorithm.optimizer.steps)
 
         # Report.
         report.updated(statistics, learning_rate, staleness)
@@ -107,7 +109,7 @@ def _dump(rollout: Rollout, faults: Path, updates: int) -> str:
     """Writes the batch of a non-finite loss; returns what to tell the person."""
     faults.mkdir(parents=True, exist_ok=True)
     path = faults / f"nonfinite-update-{updates}.safetensors"
-    save_file({name: np.ascontiguousarray(array) for name, array in rollout.arrays().items()}, path)
+    save_file(rollout.copies(), path)
     return (
         f"the loss of update {updates} or its gradient is not finite: the node stops so that no peer averages with it. "
         f"The batch lies in {path}. Lower --lr, or look for rewards or observations that are not finite."

@@ -95,7 +95,14 @@ def _run(
         threads = _threads(config, hosts, spec)
         prepare_process(threads)
         parts = build_parts(config, spec, claim.line, device, threads)
-        rollout = Rollout(spec, config.algorithm.num_steps, config.environment.num_envs, pinned=device.type == "cuda")
+        rollout = Rollout(
+            spec,
+            config.algorithm.num_steps,
+            config.environment.num_envs,
+            pinned=device.type == "cuda",
+            extra=parts.algorithm.per_step(),
+            device=device,
+        )
         directory = create_node_directory(run, host.name, config_toml=config.to_toml(), hosts_text=hosts_text)
         stack.callback(lambda: directory.finish(ending.exit_code))
         console.log_to(directory.log_path)

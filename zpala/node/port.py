@@ -143,10 +143,10 @@ class GossipPort:
         self._want_news(False)
         return self.gate.staleness(progress.updates) if self.view.eligible else 0
 
-    def updated(self) -> None:
-        """One more update has been made: the version grows by one."""
+    def updated(self, optimizer_steps: int = 0) -> None:
+        """One more update has been made: the version grows by one, the optimiser (if any) has stepped ``optimizer_steps`` times in all."""
         self.version += 1
-        self.optimizer_steps += 1
+        self.optimizer_steps = optimizer_steps
         self._changed = True
 
     # -- the end ------------------------------------------------------------------------------------------------------------------------

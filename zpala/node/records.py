@@ -67,7 +67,8 @@ def save_checkpoint(
     }
     model = {name: view.cpu().numpy() for name, view in parts.flat.named_parameters().items()}
     optimizer = {slot: vector.detach().cpu().numpy() for slot, vector in parts.weights.optimizer_state.items()}
-    return directory.save_final(model, optimizer, state)
+    local = {name: tensor.cpu().numpy() for name, tensor in parts.algorithm.local_state().items()}
+    return directory.save_final(model, optimizer, state, local)
 
 
 def summary_row(name: str, exit_code: int, port: GossipPort, report: Report, reason: str, progress: Progress) -> Row:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from zpala.rl.a2c import UpdateStatistics
+from zpala.rl.algorithm import Statistics
 
 GAMES = 100  # returns are means over the last 100 finished games (design D19)
 
@@ -35,7 +35,7 @@ class Report:
         self.games_total = 0
         self._spent_s: dict[str, float] = {}
         self._staleness: list[int] = []
-        self._statistics: UpdateStatistics | None = None
+        self._statistics: Statistics | None = None
         self._learning_rate = 0.0
 
     def start(self, now: float) -> None:
@@ -71,7 +71,7 @@ class Report:
         finally:
             self._spent_s[stage] = self._spent_s.get(stage, 0.0) + time.perf_counter() - start
 
-    def updated(self, statistics: UpdateStatistics, learning_rate: float, staleness: int) -> None:
+    def updated(self, statistics: Statistics, learning_rate: float, staleness: int) -> None:
         """One update was made with ``learning_rate``, ``staleness`` updates after the last fresh news from a neighbour."""
         self._statistics = statistics
         self._learning_rate = learning_rate
@@ -100,7 +100,7 @@ class Report:
             row["charts/episodic_return_median"] = median(r for r, _ in self._games)
             row["charts/episodic_length"] = round(sum(n for _, n in self._games) / len(self._games), 1)
         if self._statistics is not None:
-            row.update({f"losses/{name}": value for name, value in self._statistics._asdict().items() if name != "finite"})
+            row.update({f"losses/{name}": value for name, value in self._statistics.named.items()})
         for stage, spent_s in sorted(self._spent_s.items()):
             row[f"time/{stage}_ms"] = round(1000 * spent_s / made, 4)
         if self._staleness:

@@ -23,7 +23,7 @@ def specification(config: EnvironmentConfig) -> EnvironmentSpec:
         UsageError: there is none of that name, zpala cannot learn it, or its constructor or factory raised.
     """
     try:
-        return environment_spec(config.id, config.args, config.atari_settings())
+        return environment_spec(config.id, config.args, config.atari_settings(), config.max_episode_steps)
     except (UnknownEnvironment, UnsupportedEnvironment) as error:
         raise UsageError(f"environment.id: {error}") from error
     except Exception as error:  # whatever the constructor of somebody else's class may raise

@@ -1,6 +1,8 @@
 """Reinforcement learning on tensors: environments, networks, rollouts, returns, algorithms. Never threads, never a network connection."""
 
-from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, UpdateStatistics, a2c_loss
+from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
+from zpala.rl.algorithm import Algorithm, Statistics
+from zpala.rl.algorithms import ALGORITHMS, build_algorithm
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -13,47 +15,69 @@ from zpala.rl.environments import (
     make_environments,
 )
 from zpala.rl.flat import FlatEntry, FlatParameters
-from zpala.rl.networks import MLP, ActorCritic, NatureCNN, build_network
+from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NipsCNN, build_network
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
-from zpala.rl.returns import Discounts, discounts, n_step_returns
-from zpala.rl.rollout import Rollout
+from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
+from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
+from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 from zpala.rl.seeding import actor_seed, environment_seeds, node_seed, torch_seed
+from zpala.rl.vtrace import VTrace, VTraceSettings, VTraceTargets, vtrace_targets
 
 __all__ = [
     "A2C",
+    "ALGORITHMS",
     "MLP",
+    "PPO",
     "A2CLoss",
     "A2CSettings",
     "ActorCritic",
     "Adam",
+    "Algorithm",
     "AtariSettings",
+    "Batch",
     "Discounts",
     "EnvironmentSpec",
     "Environments",
     "Episode",
     "FlatEntry",
     "FlatParameters",
+    "ImpalaResNet",
     "NatureCNN",
+    "NipsCNN",
     "Optimizer",
     "OptimizerSettings",
+    "PPOLoss",
+    "PPOSettings",
+    "PerStep",
+    "PolicyGradient",
+    "PolicyGradientSettings",
     "RMSprop",
     "Rollout",
+    "Statistics",
     "StepRow",
     "UnknownEnvironment",
     "UnsupportedEnvironment",
-    "UpdateStatistics",
+    "VTrace",
+    "VTraceSettings",
+    "VTraceTargets",
     "a2c_loss",
     "actor_seed",
+    "build_algorithm",
     "build_network",
     "build_optimizer",
     "clip_gradient_norm",
     "discounts",
     "environment_seeds",
     "environment_spec",
+    "explained_variance",
+    "lambda_returns",
     "linear",
     "make_environments",
     "n_step_returns",
     "node_seed",
+    "ppo_loss",
     "torch_seed",
+    "vtrace_targets",
 ]

@@ -1,8 +1,8 @@
 """Environments as the actors see them: n of them stepped together, writing what happens straight into the rollout's memory.
 
 Owns the differences between simulators: Atari's C++ vector environment, Gymnasium's native vector environments, single environments stepped
-one after the other in the calling thread, the two automatic ways of starting the next game, and the count of raw, whole-game returns.
-Nothing here clips rewards or turns the end of a game into a discount: the learner does.
+one after the other in the calling thread, the two automatic ways of starting the next game, time limits, lost lives, and the count of raw,
+whole-game returns. Nothing here clips rewards or turns the end of a game into a discount: the learner does.
 
 Autoreset. SAME_STEP: the step that ends a game already returns the first observation of the next. NEXT_STEP: the step after it resets,
 ignores its action and rewards nothing; it is reported with ``valid=False`` and is no env_step. Apart from these rows both give the same
@@ -11,32 +11,18 @@ transitions.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
-from ale_py.vector_env import AtariVectorEnv
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from zpala.rl.environment_names import AtariGame, Factory, UnknownEnvironment, UnsupportedEnvironment, resolve
-
-
-@dataclass(frozen=True, slots=True)
-class AtariSettings:
-    """The protocol of Atari games, wherever their name came from (Machado et al. 2018, arXiv 1709.06009, is about these choices)."""
-
-    frame_skip: int = 4
-    sticky_action_probability: float = 0.0
-    noop_max: int = 30
-    max_episode_frames: int = 108_000
-    full_action_space: bool = False
+from zpala.rl.environment_names import AtariGame, Factory, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
+from zpala.rl.simulators import AtariSettings, vector_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +79,7 @@ class Environments(ABC):
 
     spec: EnvironmentSpec
     num_envs: int
+    resets_on_next_step: bool  # NEXT_STEP: the step after the last one of a game begins the next game
 
     @abstractmethod
     def reset(self, observation_out: NDArray[Any]) -> None:
@@ -127,15 +114,16 @@ class VectorEnvironments(Environments):
         self.num_envs: int = env.num_envs
         self._env: VectorEnv[Any, Any, Any] | None = env
         self._reset_seed = reset_seed
-        self._resets_on_next_step = mode == AutoresetMode.NEXT_STEP
+        self.resets_on_next_step = mode == AutoresetMode.NEXT_STEP
         self._first_action = int(getattr(env.single_action_space, "start", 0))
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_resetting = False
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._info: dict[str, Any] = {}  # of the last reset or step
 
     def reset(self, observation_out: NDArray[Any]) -> None:
-        observation, _ = self._open_env().reset(seed=self._reset_seed)
+        observation, self._info = self._open_env().reset(seed=self._reset_seed)
         observation_out[...] = observation
         self._resetting[:] = False
         self._any_resetting = False
@@ -151,29 +139,34 @@ class VectorEnvironments(Environments):
         row.terminated[...] = terminated
         row.truncated[...] = truncated
         row.valid[...] = True
+        self._info = info
         self._returns += reward
         self._lengths += 1
         if self._any_resetting:
             self._mask_reset_steps(row)
         ended = row.terminated | row.truncated
-        if self._resets_on_next_step:
+        if self.resets_on_next_step:
             self._resetting = ended
             self._any_resetting = bool(ended.any())
         if not ended.any():
             return []
         indices = np.flatnonzero(ended)
-        final = row.next_observation if self._resets_on_next_step else info["final_obs"]
+        final = row.next_observation if self.resets_on_next_step else info["final_obs"]
         for i in indices:
             row.final_observation[i] = final[i]
-        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in indices]
-        self._returns[indices] = 0.0
-        self._lengths[indices] = 0
-        return episodes
+        return self._finish(indices)
 
     def close(self) -> None:
         if self._env is not None:
             self._env.close()
             self._env = None
+
+    def _finish(self, indices: NDArray[np.intp]) -> list[Episode]:
+        """The games that have just ended, and the count of the next ones begun."""
+        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in indices]
+        self._returns[indices] = 0.0
+        self._lengths[indices] = 0
+        return episodes
 
     def _mask_reset_steps(self, row: StepRow) -> None:
         row.valid[self._resetting] = False
@@ -189,6 +182,59 @@ class VectorEnvironments(Environments):
         return self._env
 
 
+class AtariEnvironments(VectorEnvironments):
+    """Atari games, with what ALE's vector environment cannot do: lives that end without a new game, and time limits in env_steps.
+
+    ALE's own ``episodic_life`` would begin a whole new game at every lost life, its ``life_loss_info`` would make lives and games look the
+    same, and its limit counts the no-ops of the start as frames.
+
+    Args:
+        env: resets with ``AutoresetMode.SAME_STEP``.
+        life_loss: see ``AtariSettings``.
+        max_episode_steps: a game is truncated after so many env_steps; None: only after ALE's own limit.
+    """
+
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], spec: EnvironmentSpec, reset_seed: Any, life_loss: bool, max_episode_steps: int | None
+    ) -> None:
+        super().__init__(env, spec, reset_seed)
+        self._life_loss, self._max_episode_steps = life_loss, max_episode_steps
+        self._lives = np.zeros(self.num_envs, dtype=np.int32)
+
+    def reset(self, observation_out: NDArray[Any]) -> None:
+        super().reset(observation_out)
+        self._lives = self._info["lives"]
+
+    def step(self, actions: NDArray[np.int64], row: StepRow) -> list[Episode]:
+        episodes = super().step(actions, row)
+        if self._life_loss:
+            self._mark_lost_lives(row)
+        if self._max_episode_steps is not None:
+            episodes += self._cut_off(row, self._max_episode_steps)
+        return episodes
+
+    def _mark_lost_lives(self, row: StepRow) -> None:
+        # Where a game has ended, the lives are those of the next one already. Some games show 0 lives for some frames before they are over
+        # (Qbert); that is one end and not two, as in OpenAI baselines' EpisodicLifeEnv.
+        lives = self._info["lives"]
+        lost = (lives < self._lives) & (lives > 0) & ~(row.terminated | row.truncated)
+        self._lives = lives
+        if lost.any():
+            row.terminated[lost] = True
+            row.final_observation[lost] = row.next_observation[lost]
+
+    def _cut_off(self, row: StepRow, limit: int) -> list[Episode]:
+        cut = self._lengths >= limit  # the length is 0 where a game has just ended by itself
+        if not cut.any():
+            return []
+        row.truncated[cut] = True
+        row.final_observation[cut] = row.next_observation[cut]
+        observation, info = self._open_env().reset(options={"reset_mask": cut})
+        row.next_observation[cut] = observation[cut]
+        self._lives = info["lives"]
+        return self._finish(np.flatnonzero(cut))
+
+
 def make_environments(
     env_id: str,
     num_envs: int,
@@ -197,6 +243,7 @@ def make_environments(
     num_threads: int = 1,
     args: Mapping[str, object] | None = None,
     atari: AtariSettings | None = None,
+    max_episode_steps: int | None = None,
 ) -> Environments:
     """Makes ``num_envs`` environments, to be called in the thread that steps them.
 
@@ -206,107 +253,96 @@ def make_environments(
         num_threads: Atari: threads of the C++ stepper, at least 1.
         args: keyword arguments of the constructor or factory (not for Atari).
         atari: protocol of Atari games.
+        max_episode_steps: a game is truncated after so many env_steps, at least 1. It takes the place of the limit that a Gymnasium id is
+            registered with, and comes in addition to an Atari game's limit in frames and to what a factory's environments do themselves.
     Raises:
         UnknownEnvironment, UnsupportedEnvironment: the text says what to do.
     """
     if num_envs < 1 or len(seeds) != num_envs:
         raise ValueError(f"{num_envs} environments need as many seeds, not {len(seeds)}")
     named, args, atari = resolve(env_id), dict(args or {}), atari or AtariSettings()
+    env = vector_environment(env_id, num_envs, num_threads=num_threads, args=args, atari=atari, max_episode_steps=max_episode_steps)
     if isinstance(named, AtariGame):
-        env = _atari(env_id, named, num_envs, num_threads, args, atari)
-        return VectorEnvironments(env, _atari_spec(env_id, named, env, atari), np.array(seeds))
-    env = _vector(env_id, named, num_envs, args)
-    spec = _spec(env_id, named, env.single_observation_space, env.single_action_space, args)
+        spec = _atari_spec(env_id, named, env, atari, max_episode_steps)
+        return AtariEnvironments(env, spec, np.array(seeds), atari.life_loss, max_episode_steps)
+    spec = _spec(env_id, named, env.single_observation_space, env.single_action_space, args, max_episode_steps)
     return VectorEnvironments(env, spec, seeds if isinstance(env, SyncVectorEnv) else seeds[0])
 
 
-def environment_spec(env_id: str, args: Mapping[str, object] | None = None, atari: AtariSettings | None = None) -> EnvironmentSpec:
+def environment_spec(
+    env_id: str,
+    args: Mapping[str, object] | None = None,
+    atari: AtariSettings | None = None,
+    max_episode_steps: int | None = None,
+) -> EnvironmentSpec:
     """The spec of an environment, from one that is made and closed again. Raises what ``make_environments`` raises."""
-    environments = make_environments(env_id, 1, seeds=[0], args=args, atari=atari)
+    environments = make_environments(env_id, 1, seeds=[0], args=args, atari=atari, max_episode_steps=max_episode_steps)
     environments.close()
     return environments.spec
 
 
-def _atari(
-    env_id: str, game: AtariGame, num_envs: int, num_threads: int, args: Mapping[str, object], atari: AtariSettings
-) -> VectorEnv[Any, Any, Any]:
-    if args:
-        raise UnsupportedEnvironment(f"environment {env_id!r}: Atari takes no args ({', '.join(args)}); its settings are in [environment]")
-    env: VectorEnv[Any, Any, Any] = AtariVectorEnv(
-        game.rom,
-        num_envs,
-        num_threads=num_threads,
-        max_num_frames_per_episode=atari.max_episode_frames,
-        repeat_action_probability=atari.sticky_action_probability,
-        full_action_space=atari.full_action_space,
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        frameskip=atari.frame_skip,
-        noop_max=atari.noop_max,
-        episodic_life=False,  # would reset the whole game at every lost life
-        reward_clipping=False,  # the raw score could not be recovered
-    )
-    return env
-
-
-def _atari_spec(env_id: str, game: AtariGame, env: VectorEnv[Any, Any, Any], atari: AtariSettings) -> EnvironmentSpec:
+def _atari_spec(
+    env_id: str, game: AtariGame, env: VectorEnv[Any, Any, Any], atari: AtariSettings, max_episode_steps: int | None
+) -> EnvironmentSpec:
     settings = " ".join(f"{name}={value}" for name, value in asdict(atari).items())
     space = env.single_observation_space
     if not isinstance(space, spaces.Box) or not isinstance(env.single_action_space, spaces.Discrete):
         raise UnsupportedEnvironment(f"environment {env_id!r}: unexpected spaces {space} and {env.single_action_space}")
     num_actions = int(env.single_action_space.n)
-    return EnvironmentSpec(
-        env_id, tuple(space.shape), np.dtype(np.uint8), num_actions, atari.frame_skip, True, f"atari {game.rom} {settings}"
-    )
-
-
-def _vector(env_id: str, named: Any, num_envs: int, args: dict[str, Any]) -> VectorEnv[Any, Any, Any]:
-    """A Gymnasium vector environment for a Gymnasium id or a factory: the native one where it exists (design D13)."""
-    if isinstance(named, Factory):
-        make = named.make
-        if "num_envs" in inspect.signature(make).parameters:
-            env = make(num_envs=num_envs, **args)
-            if not isinstance(env, VectorEnv) or env.num_envs != num_envs:
-                raise UnsupportedEnvironment(
-                    f"environment {env_id!r}: a factory that takes num_envs must return a gymnasium.vector.VectorEnv of {num_envs} "
-                    f"environments, not {env!r}"
-                )
-            return env
-        first = make(**args)
-        if not isinstance(first, gymnasium.Env):
-            raise UnsupportedEnvironment(
-                f"environment {env_id!r}: the factory must return a gymnasium.Env, or take num_envs and return a "
-                f"gymnasium.vector.VectorEnv, not {first!r}"
-            )
-        made = [first, *(make(**args) for _ in range(num_envs - 1))]
-        return SyncVectorEnv([partial(_same, env) for env in made], autoreset_mode=AutoresetMode.SAME_STEP)
-    registered = gymnasium.registry[named.id]
-    try:
-        if registered.vector_entry_point is not None:
-            return gymnasium.make_vec(named.id, num_envs=num_envs, vectorization_mode="vector_entry_point", **args)
-        vector_kwargs = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        return gymnasium.make_vec(named.id, num_envs=num_envs, vectorization_mode="sync", vector_kwargs=vector_kwargs, **args)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise UnsupportedEnvironment(f"environment {env_id!r} needs a package that is not installed: {error}") from error
-
-
-def _same(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    return env
+    protocol = f"atari {game.rom} {settings}{_limit_text(max_episode_steps)}"
+    return EnvironmentSpec(env_id, tuple(space.shape), np.dtype(np.uint8), num_actions, atari.frame_skip, True, protocol)
 
 
 def _spec(
-    env_id: str, named: Any, observation: spaces.Space[Any], action: spaces.Space[Any], args: Mapping[str, object]
+    env_id: str,
+    named: GymnasiumId | Factory,
+    observation: spaces.Space[Any],
+    action: spaces.Space[Any],
+    args: Mapping[str, object],
+    max_episode_steps: int | None,
 ) -> EnvironmentSpec:
     if not isinstance(observation, spaces.Box):
-        raise UnsupportedEnvironment(f"environment {env_id!r}: the observation space is {observation}; zpala learns from Box spaces only")
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: the observation space is {observation}; zpala learns from Box spaces only. "
+            + _other_observation(observation)
+        )
+    if 0 in observation.shape or not observation.shape:
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: observations of shape {observation.shape} hold no row of numbers; a single number has the shape (1,)"
+        )
     if not isinstance(action, spaces.Discrete):
-        raise UnsupportedEnvironment(f"environment {env_id!r}: the action space is {action}; zpala chooses from Discrete spaces only")
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: the action space is {action}; zpala chooses from Discrete spaces only. {_other_action(action)}"
+        )
     dtype = np.dtype(np.uint8) if observation.dtype == np.uint8 else np.dtype(np.float32)
     name = named.name if isinstance(named, Factory) else named.id
-    protocol = " ".join([name, *(f"{key}={args[key]!r}" for key in sorted(args))])
+    protocol = " ".join([name, *(f"{key}={args[key]!r}" for key in sorted(args))]) + _limit_text(max_episode_steps)
     return EnvironmentSpec(env_id, tuple(observation.shape), dtype, int(action.n), 1, False, protocol)
 
 
+def _limit_text(max_episode_steps: int | None) -> str:
+    return "" if max_episode_steps is None else f" max_episode_steps={max_episode_steps}"
+
+
+def _other_observation(space: spaces.Space[Any]) -> str:
+    wrapper = "FlattenObservation(env)" if space.is_np_flattenable else "TransformObservation(env, function, Box(...))"
+    return f"A factory of your own can return gymnasium.wrappers.{wrapper}, which makes a row of numbers of them."
+
+
+def _other_action(space: spaces.Space[Any]) -> str:
+    table = (
+        "ACTIONS, a list of the combinations"
+        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary)
+        else "ACTIONS, a list of a few"
+    )
+    return (
+        "A factory of your own can return gymnasium.wrappers.TransformAction(env, lambda i: ACTIONS[i], Discrete(len(ACTIONS))) with "
+        f"{table}."
+    )
+
+
 __all__ = [
+    "AtariEnvironments",
     "AtariSettings",
     "EnvironmentSpec",
     "Environments",

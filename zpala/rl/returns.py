@@ -61,3 +61,28 @@ def n_step_returns(rewards: Tensor, discount: Discounts, final_values: Tensor | 
         for return_t, through_t in zip(reversed(returns.unbind(0)), reversed(discount.through.unbind(0)), strict=True):
             following = return_t.addcmul_(through_t, following)
         return returns
+
+
+def lambda_returns(
+    rewards: Tensor, discount: Discounts, values: Tensor, final_values: Tensor | None, bootstrap_values: Tensor, gae_lambda: float
+) -> Tensor:
+    """R_t = r_t + through_t * ((1 - lambda) V_{t+1} + lambda R_{t+1}) + final_t * V(final observation of t), with R_T = V_T.
+
+    R_t - V_t is the generalised advantage: the sum of (through lambda)^k delta_{t+k}, delta_t = r_t + through_t V_{t+1} + final_t V(final)
+    - V_t (Schulman et al. 2016, arXiv 1506.02438, equation 16). lambda = 1 gives the n-step returns, lambda = 0 one-step targets.
+
+    Args:
+        values: f32[T, N], V_t, used without a graph.
+        rewards, discount, final_values, bootstrap_values: as for ``n_step_returns``; V_T is ``bootstrap_values``.
+        gae_lambda: in [0, 1].
+    Returns:
+        f32[T, N] without a graph.
+    """
+    if gae_lambda == 1.0:
+        return n_step_returns(rewards, discount, final_values, bootstrap_values)
+    if values.shape != rewards.shape:
+        raise ValueError(f"shapes do not fit: values {tuple(values.shape)}, rewards {tuple(rewards.shape)}")
+    with torch.no_grad():
+        following_values = torch.cat([values[1:], bootstrap_values.unsqueeze(0)])
+        one_step = torch.addcmul(rewards, discount.through, following_values, value=1.0 - gae_lambda)
+        return n_step_returns(one_step, Discounts(gae_lambda * discount.through, discount.final), final_values, bootstrap_values)

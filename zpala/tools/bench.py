@@ -111,6 +111,15 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         raise ConfigError(f"environment.id: {error}") from None
     if not isinstance(game, AtariGame):
         raise ConfigError(f"environment.id: {e.id!r} is no Atari game, and only there both have the same network. Use zpala bench node.")
+    if config.network.name not in ("auto", "nature_cnn") or config.network.separate_critic is True:
+        raise ConfigError(
+            f"network.name: {config.network.name!r}; stable-baselines3's network for images is nature_cnn with a shared critic. "
+            "Set network.name = nature_cnn and network.separate_critic = false."
+        )
+    if e.life_loss or e.max_episode_steps is not None:
+        raise ConfigError("environment: life_loss and max_episode_steps are zpala's alone; leave them out of the comparison.")
+    if a.name != "a2c":
+        raise ConfigError(f"algorithm.name: {a.name!r}; bench sb3 compares a2c. Set it so.")
     if config.optimizer.name != "rmsprop":
         raise ConfigError(f"optimizer.name: {config.optimizer.name!r}; stable-baselines3's A2C is compared with rmsprop. Set it so.")
     return Sb3Settings(
@@ -131,7 +140,8 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         entropy_coefficient=a.entropy_coefficient,
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
-        normalize_advantage=a.normalize_advantage,
+        gae_lambda=a.gae_lambda,
+        normalize_advantage=a.normalize_advantage is True,
         clip_rewards=a.clip_rewards,
         lr=config.optimizer.lr,
         epsilon=config.optimizer.epsilon,

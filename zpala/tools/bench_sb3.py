@@ -39,6 +39,7 @@ class Sb3Settings:
     entropy_coefficient: float
     value_coefficient: float
     max_grad_norm: float
+    gae_lambda: float
     normalize_advantage: bool
     clip_rewards: bool
     lr: float
@@ -134,6 +135,7 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
             vf_coef=settings.value_coefficient,
             max_grad_norm=settings.max_grad_norm,
             rms_prop_eps=settings.epsilon,
+            gae_lambda=settings.gae_lambda,
             normalize_advantage=settings.normalize_advantage,
             seed=settings.seed,
             device=settings.device,

@@ -21,8 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from zpala.config import Config, ConfigError, load_config
+from zpala.rl.algorithm import Algorithm
+from zpala.rl.algorithms import build_algorithm
 from zpala.rl.environments import EnvironmentSpec, Episode, environment_spec, make_environments
-from zpala.rl.networks import ActorCritic, build_network
+from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import build_network
+from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.rollout import Rollout
 from zpala.run_directory import Checkpoint, RunDirectoryError, load_checkpoint, node_directories
 
@@ -144,7 +148,7 @@ def play(
     """Plays exactly ``episodes`` whole games with one agent, a fixed share of them in each environment."""
     settings, atari = config.environment, config.environment.atari_settings()
     try:
-        spec = environment_spec(settings.id, settings.args, atari)
+        spec = environment_spec(settings.id, settings.args, atari, settings.max_episode_steps)
     except ValueError as error:
         raise ConfigError(f"environment.id: {error}") from None
     count = min(episodes, ENVIRONMENTS_MAX)
@@ -152,18 +156,22 @@ def play(
     state = np.random.SeedSequence([_PURPOSE, seed]).generate_state(count + 1)
     seeds = [int(word) & 0x7FFFFFFF for word in state[:count]]
     sampler = torch.Generator().manual_seed(int(state[count]))
-    network = _load_network(config, spec, parameters).to(device)
+    agent = _load_agent(config, spec, parameters, torch.device(device))
     rollout = Rollout(spec, 1, count)
-    environments = make_environments(settings.id, count, seeds=seeds, num_threads=torch.get_num_threads(), args=settings.args, atari=atari)
+    environments = make_environments(
+        settings.id,
+        count,
+        seeds=seeds,
+        num_threads=torch.get_num_threads(),
+        args=settings.args,
+        atari=atari,
+        max_episode_steps=settings.max_episode_steps,
+    )
     games: list[Episode] = []
     try:
         environments.reset(rollout.observation(0, 0, count))
         for _ in range(STEPS_MAX):
-            logits = network.logits(torch.from_numpy(rollout.observation(0, 0, count)).to(device)).cpu()
-            if stochastic:
-                actions = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=sampler).squeeze(-1)
-            else:
-                actions = logits.argmax(dim=-1)
+            actions = agent.choose(torch.from_numpy(rollout.observation(0, 0, count)), sampler if stochastic else None)
             for game in environments.step(actions.numpy(), rollout.row(0, 0, count)):
                 if quota[game.environment] > 0:
                     quota[game.environment] -= 1
@@ -178,14 +186,17 @@ def play(
     )
 
 
-def _load_network(config: Config, spec: EnvironmentSpec, parameters: Parameters) -> ActorCritic:
+def _load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
+    """The algorithm of the run with these parameters, to ask for actions only: its optimiser never steps."""
     n = config.network
     try:
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0)
-        network.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
+        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0, separate_critic=n.separate_critic)
+        flat = FlatParameters(network, device)
+        flat.load({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
     except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"the checkpoint does not fit the network of its config.toml: {error}") from None
-    return network.eval()
+    optimizer = build_optimizer(OptimizerSettings(), flat.numel, device)
+    return build_algorithm(config.algorithm.name, config.algorithm_values(), network, flat, optimizer, seed=0)
 
 
 def _score(name: str, games: Sequence[Episode], distance: float) -> Score:

@@ -1,0 +1,30 @@
+"""The learning algorithms by name, and how one is built from the settings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from zpala.rl.a2c import A2C
+from zpala.rl.algorithm import Algorithm
+from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import ActorCritic
+from zpala.rl.optimizers import Optimizer
+from zpala.rl.ppo import PPO
+from zpala.rl.vtrace import VTrace
+
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "vtrace": VTrace}
+
+
+def build_algorithm(
+    name: str, values: Mapping[str, object], network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, *, seed: int
+) -> Algorithm:
+    """The algorithm ``name`` of ``ALGORITHMS``.
+
+    Args:
+        values: one for every field of its ``Settings``; others are not looked at.
+        network, flat, optimizer, seed: see ``Algorithm``.
+    """
+    kind = ALGORITHMS[name]
+    settings = kind.Settings(**{field.name: values[field.name] for field in fields(kind.Settings)})
+    return kind(network, flat, optimizer, settings, seed=seed)
