@@ -255,45 +255,39 @@ class Convolutions(ImageTrunk):
         return f"{'-'.join(map(str, self._channels))}-{self.hidden.in_features}-{self.size} relu"
 
 
-class NatureCNN(Convolutions, ActorCritic):
+class PlainCNN(Convolutions, ActorCritic):
+    """``CONVOLUTIONS`` as (channels, kernel, stride), then a linear layer of ``UNITS``."""
+
+    CONVOLUTIONS: ClassVar[tuple[tuple[int, int, int], ...]]
+    UNITS: ClassVar[int]
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        num_actions: int,
+        *,
+        channels_last: bool = False,
+        contrast: bool = False,
+        separate_critic: bool = False,
+    ) -> None:
+        layers = (self.name, observation_shape, self.CONVOLUTIONS, self.UNITS, channels_last, contrast)
+        super().__init__(*layers)
+        self._add_heads(num_actions, Convolutions(*layers) if separate_critic else None)
+
+
+class NatureCNN(PlainCNN):
     """Three convolutions and a linear layer of 512 (Mnih et al. 2015, doi 10.1038/nature14236). Images of at least 36 x 36."""
 
     name = "nature_cnn"
+    CONVOLUTIONS, UNITS = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512
     convolution3: nn.Conv2d
 
-    def __init__(
-        self,
-        observation_shape: Sequence[int],
-        num_actions: int,
-        *,
-        channels_last: bool = False,
-        contrast: bool = False,
-        separate_critic: bool = False,
-    ) -> None:
-        convolutions = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-        super().__init__(self.name, observation_shape, convolutions, 512, channels_last, contrast)
-        critic = Convolutions(self.name, observation_shape, convolutions, 512, channels_last, contrast) if separate_critic else None
-        self._add_heads(num_actions, critic)
 
-
-class NipsCNN(Convolutions, ActorCritic):
+class NipsCNN(PlainCNN):
     """Two convolutions and a linear layer of 256 (Mnih et al. 2013, arXiv 1312.5602; also A3C's and PAAC's). Images of at least 20 x 20."""
 
     name = "nips_cnn"
-
-    def __init__(
-        self,
-        observation_shape: Sequence[int],
-        num_actions: int,
-        *,
-        channels_last: bool = False,
-        contrast: bool = False,
-        separate_critic: bool = False,
-    ) -> None:
-        convolutions = ((16, 8, 4), (32, 4, 2))
-        super().__init__(self.name, observation_shape, convolutions, 256, channels_last, contrast)
-        critic = Convolutions(self.name, observation_shape, convolutions, 256, channels_last, contrast) if separate_critic else None
-        self._add_heads(num_actions, critic)
+    CONVOLUTIONS, UNITS = ((16, 8, 4), (32, 4, 2)), 256
 
 
 class Block(nn.Module):
