@@ -60,6 +60,7 @@ SHOWN = (
     "buffers_free",
     "bad_frames",
     "rate_limited",
+    "crossings",
     "dead",
     "defects",
     "deltas_queued",
