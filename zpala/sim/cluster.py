@@ -22,6 +22,7 @@ from zpala.sim.node import SimulatedNode
 from zpala.sim.patience import Patience
 
 NUMEL = 16
+EVERY_EXCHANGE = 64  # nodes: so many have their sums checked after every exchange, k times as many after every k-th
 SLACK_S = 3.0  # beside the protocol's own limits: timers, travelling, messages that had to be repeated
 
 
@@ -97,6 +98,7 @@ class VirtualCluster:
         self.violations: list[str] = []
         self.forced: list[tuple[float, int, tuple[int, ...]]] = []  # gates opened by their limit: when, whose, the holders
         self.adoptions: list[tuple[float, int]] = []
+        self._exchanged = 0  # since the sums were checked
         self.nodes: list[SimulatedNode] = []
         self.clock = Clock()
         self.network = Network(
@@ -205,6 +207,13 @@ class VirtualCluster:
 
     def check_total(self) -> None:
         self.ledger.check(self.total(), self.now)
+
+    def exchanged(self) -> None:
+        """Somebody has applied a delta: check the sums. They cost more than the exchange when many have one, and are checked less often."""
+        self._exchanged += 1
+        if self._exchanged >= self.size // EVERY_EXCHANGE:
+            self._exchanged = 0
+            self.check_total()
 
     def check_waits(self) -> None:
         """No learner waits in the gate for longer than its limit, and none stands still for another reason."""

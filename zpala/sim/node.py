@@ -200,6 +200,6 @@ class SimulatedNode:
             delta = self.buffers[exchange.theirs].copy()
             self._deltas[self.protocol._shadow.sequence] = delta
             ledger.completed(self.process, exchange, delta, now)
-            self.cluster.check_total()
+            self.cluster.exchanged()
         elif ending.step is Step.EXPIRED:
             ledger.expired(self.process, exchange)
