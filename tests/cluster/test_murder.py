@@ -124,8 +124,8 @@ def test_a_node_that_is_killed_when_half_of_its_data_has_been_delivered(processe
         link.down.stall(False)
         go_on_without(nodes)
         rows = dict(zip(SURVIVORS, check_sums(processes, nodes, record, LARGE_SIZE, 0), strict=True))
-    # On a slow machine its offer may have run out or given way to another before the ACCEPT came: then it was never engaged.
-    assert sum(rows[engaged][name] for name in ("aborted", "unanswered", "crossings")) >= 1
+    # On a slow machine its offer may have run out or given way to another before the ACCEPT came: that is an end, too.
+    assert rows[engaged]["closed"][str(VICTIM)] >= 1
     for row in rows.values():
         assert mixed(row, VICTIM) == 0, "half of a vector was added"
         assert (row["defects"], row["rejected_checksum"]) == (0, 0)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import zmq
 
+from zpala.gossip.exchange_state import Ending, Step
 from zpala.gossip.gate import Gate
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.schema import Schema, TensorEntry
@@ -60,7 +61,6 @@ SHOWN = (
     "buffers_free",
     "bad_frames",
     "rate_limited",
-    "crossings",
     "dead",
     "defects",
     "deltas_queued",
@@ -90,10 +90,25 @@ class _Counted(Gate):
         return super().mixed(line, peer_version, updates, from_doubt)
 
 
+def _count_closed(connection: Connection, lines: int) -> dict[int, int]:
+    """Exchanges with each line that were begun and ended without being applied, whoever ended them; who is busy began none."""
+    closed = dict.fromkeys(range(lines), 0)  # all lines at once: the proxy's thread counts while this one reads
+    exchanges = connection.protocol._exchanges
+    ended = exchanges._ended
+
+    def count(ending: Ending, now: float) -> None:
+        closed[ending.exchange.peer.line] += ending.step not in (Step.COMPLETED, Step.REFUSED)
+        ended(ending, now)
+
+    exchanges._ended = count
+    return closed
+
+
 class _Rows:
-    def __init__(self, connection: Connection, gate: _Counted) -> None:
+    def __init__(self, connection: Connection, gate: _Counted, closed: dict[int, int]) -> None:
         self._connection = connection
         self._gate = gate
+        self._closed = closed
         self._last: dict[str, Any] = {}
         self._due = 0.0
 
@@ -103,7 +118,8 @@ class _Rows:
             return
         metrics = self._connection.protocol.metrics()
         received = self._connection.port.counters.messages_received
-        row = {"live": live, "with": dict(self._gate.mixed_with), "received": received, **{name: metrics[name] for name in SHOWN}}
+        row: dict[str, Any] = {"live": live, "with": dict(self._gate.mixed_with), "closed": dict(self._closed), "received": received}
+        row.update({name: metrics[name] for name in SHOWN})
         if row != self._last or force or rounds % 100 == 0:
             sys.stdout.write(json.dumps({"rounds": rounds, **row}) + "\n")
             sys.stdout.flush()
@@ -148,9 +164,10 @@ def main() -> None:
             weights=Weights(vector),
             budget=BUDGET,
         )
+        closed = _count_closed(connection, len(hosts))
         with connection as port:
             port.gate = gate = _Counted()
-            rows = _Rows(connection, gate)
+            rows = _Rows(connection, gate, closed)
             port.join(90.0)
             rounds = 0
             while not told and not port.view.finish_reason:
