@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import FlatParameters
@@ -16,7 +17,7 @@ from zpala.rl.rollout import Rollout
 
 
 def spec(shape: tuple[int, ...] = (3,), dtype: str = "float32", num_actions: int = 2) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 Agent = TypeVar("Agent", bound=Algorithm)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic, build_network
@@ -16,7 +17,7 @@ from zpala.rl.rollout import Rollout
 
 
 def spec(shape: tuple[int, ...] = (3,), dtype: str = "float32", num_actions: int = 2) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 IMAGES = spec((4, 84, 84), "uint8", 6)
@@ -37,7 +38,8 @@ def random_rollout(given: EnvironmentSpec, steps: int = 3, envs: int = 4, seed: 
         else:
             tensor.normal_(generator=generator)
     rollout.rewards.normal_(generator=generator)
-    rollout.actions.random_(0, given.num_actions, generator=generator)
+    assert isinstance(given.actions, Discrete)
+    rollout.actions.random_(0, given.actions.n, generator=generator)
     for tensor, probability in ((rollout.terminated, 0.2), (rollout.truncated, 0.2), (rollout.valid, 0.8)):
         tensor.copy_(torch.rand(tensor.shape, generator=generator) < probability)
     return rollout

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zpala.config import NetworkConfig
 from zpala.gossip.schema import Schema, TensorEntry
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NetworkName, NipsCNN, build_network
@@ -17,7 +18,7 @@ from zpala.rl.rollout import Rollout
 
 
 def spec(shape: tuple[int, ...], dtype: str, num_actions: int = 6) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 IMAGES = spec((4, 84, 84), "uint8")
@@ -52,7 +53,8 @@ def test_shapes(given: EnvironmentSpec, name: NetworkName, separate: bool) -> No
     network = named(name, given, separate=separate)
     observation = torch.zeros((5, *given.observation_shape), dtype=torch.uint8 if given is IMAGES else torch.float32)
     logits, values = network(observation)
-    assert logits.shape == (5, given.num_actions)
+    assert isinstance(given.actions, Discrete)
+    assert logits.shape == (5, given.actions.n)
     assert values.shape == (5,)
     assert torch.equal(network.logits(observation), logits)
     assert torch.equal(network.values(observation), values)

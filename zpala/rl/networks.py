@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec
 
 Activation = Literal["tanh", "relu"]
@@ -404,9 +405,14 @@ def build_network(
         channels_last, contrast: only for images.
         separate_critic: a trunk for the value alone; "auto": for the mlp.
     Raises:
-        ValueError: the network does not fit the observations, or its weights cannot begin so.
+        ValueError: the network does not fit the spaces, or its weights cannot begin so.
     """
-    shape, num_actions = spec.observation_shape, spec.num_actions
+    if spec.parts or not isinstance(spec.actions, Discrete):
+        raise ValueError(
+            f"{spec.id} has {'observations of several parts' if spec.parts else f'the actions {spec.actions.describe()}'}, and there is no "
+            "network for them yet. A factory of your own can wrap it into one array and one Discrete action."
+        )
+    shape, num_actions = spec.observation_shape, spec.actions.n
     if name == "auto":
         is_image = spec.observation_dtype == "uint8" and len(shape) == 3 and min(shape[1:]) >= 36
         name = "nature_cnn" if is_image else "mlp"
