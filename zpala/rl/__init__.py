@@ -1,6 +1,7 @@
 """Reinforcement learning on tensors: environments, networks, rollouts, returns, algorithms. Never threads, never a network connection."""
 
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
+from zpala.rl.action_spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from zpala.rl.algorithm import Algorithm, Statistics
 from zpala.rl.algorithms import ALGORITHMS, build_algorithm
 from zpala.rl.environments import (
@@ -16,6 +17,7 @@ from zpala.rl.environments import (
 )
 from zpala.rl.flat import FlatEntry, FlatParameters
 from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NipsCNN, build_network
+from zpala.rl.observations import ObservationPart, unpack
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
@@ -32,20 +34,25 @@ __all__ = [
     "PPO",
     "A2CLoss",
     "A2CSettings",
+    "ActionSpace",
     "ActorCritic",
     "Adam",
     "Algorithm",
     "AtariSettings",
     "Batch",
+    "Box",
     "Discounts",
+    "Discrete",
     "EnvironmentSpec",
     "Environments",
     "Episode",
     "FlatEntry",
     "FlatParameters",
     "ImpalaResNet",
+    "MultiDiscrete",
     "NatureCNN",
     "NipsCNN",
+    "ObservationPart",
     "Optimizer",
     "OptimizerSettings",
     "PPOLoss",
@@ -79,5 +86,6 @@ __all__ = [
     "node_seed",
     "ppo_loss",
     "torch_seed",
+    "unpack",
     "vtrace_targets",
 ]
