@@ -16,6 +16,7 @@ Every part begins at a multiple of 16 bytes and the row is one, so that views of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class ObservationPart:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def describe(self) -> str:
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
@@ -119,16 +120,15 @@ class _Choices:
     """Numbers with few values each, as ones among zeros."""
 
     def __init__(self, count: Sequence[int], start: NDArray[np.int64]) -> None:
-        self._count, self._start = np.array(count), start
-        self._first = np.cumsum(self._count) - self._count  # where the block of each number begins
-        self.length = int(self._count.sum())
+        self._number = np.repeat(np.arange(len(count)), count)  # of each cell: which number it tells of
+        self._value = np.concatenate([np.arange(first, first + n) for first, n in zip(start, count, strict=True)])  # and its value there
+        self.length = len(self._value)
 
     def mark(self, name: str, values: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-        chosen = values.astype(np.int64) - self._start
-        if ((chosen < 0) | (chosen >= self._count)).any():
+        marks = values[:, self._number] == self._value
+        if np.count_nonzero(marks) != values.size:
             raise ValueError(f"the observation {name!r} has the value {values.tolist()}, which its space does not have")
-        into[...] = 0.0
-        into[np.arange(len(values))[:, None], self._first + chosen] = 1.0
+        into[...] = marks
 
 
 def _stored(name: str, space: spaces.Space[Any]) -> tuple[tuple[int, ...], type[np.generic], _Choices | None]:
