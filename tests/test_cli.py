@@ -272,7 +272,7 @@ def test_an_environment_is_looked_at_with_its_arguments(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("Pendulum-v1",), "the action space is Box"),
+        (("FrozenLake-v1",), "the observation space is Discrete(16)"),
         (("CartPole-v1", "--set", "environment.life_loss=true"), "life_loss is for Atari games"),
         ((f"{ROOT}/examples/custom_env.py:make", "--env-arg", "length=2"), "length must be at least 3"),
     ],
