@@ -117,7 +117,9 @@ TASKS: Mapping[str, Task] = {
 
 @dataclass(frozen=True)
 class Result:
-    """One run. ``returns``: the mean of every node's games, empty when the run failed; then ``problem`` says how."""
+    """One run. ``returns``: the mean of every node's games, empty when the run failed; then ``problem`` says how. ``wall_s``: from the
+    start of the process to the end of the training.
+    """
 
     task: str
     algorithm: str
@@ -237,7 +239,7 @@ def play_sb3(python: str, name: str, task: Task, algorithm: str, seed: int, budg
     said = json.loads(trained.lines[-1])
     returns = {"sb3": said["mean"]}
     judged = judge(task, Variant(()), returns)
-    return Result(name, f"sb3 {algorithm}", seed, 1, budget, said["env_steps"], said["train_s"], returns, *judged)
+    return Result(name, f"sb3 {algorithm}", seed, 1, budget, said["env_steps"], wall_s - said["evaluation_s"], returns, *judged)
 
 
 def summary(results: Sequence[Result]) -> Iterator[str]:
