@@ -100,7 +100,7 @@ TASKS: Mapping[str, Task] = {
         budget=1_000_000,
         nodes=2,
         seeds=3,
-        variants={"ppo": preset("ppo-lunarlander", sb3="ppo"), "a2c": preset("a2c-lunarlander", sb3="a2c")},
+        variants={"ppo": preset("ppo-lunarlander", sb3="ppo")},
     ),
     "pendulum": Task("Pendulum-v1", -250.0, budget=300_000, nodes=2, seeds=3, variants={"ppo": preset("ppo-pendulum", sb3="ppo")}),
     "masked_cartpole": Task(

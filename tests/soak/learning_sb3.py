@@ -71,7 +71,6 @@ def settings(environment: str, algorithm: str) -> dict[str, Any]:
             "n_epochs": 4,
             "ent_coef": 0.0,
         },
-        ("LunarLander-v3", "a2c"): {"n_envs": 8, "gamma": 0.995, "n_steps": 5, "learning_rate": falling(8.3e-4), "ent_coef": 1e-5},
         ("LunarLander-v3", "ppo"): {
             "n_envs": 16,
             "n_steps": 1024,
