@@ -23,6 +23,7 @@ import json
 import math
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -320,4 +321,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # the run that is under way ends, too
     sys.exit(main())
