@@ -37,7 +37,7 @@ class RecordedEnv(gymnasium.Env[NDArray[Any], np.int64]):
 
     With ``size`` observations are stacks of four pictures, size x size bytes each, of which the newest shows (number, game, step). What is
     below it at the beginning, and in the final observation, is another thing in every game: black, the same picture, noise, the end of the
-    game before. Without, they are rows of the three numbers.
+    game before, the same with one changed byte. Without, they are rows of the three numbers.
     """
 
     action_space = spaces.Discrete(4)
@@ -53,7 +53,7 @@ class RecordedEnv(gymnasium.Env[NDArray[Any], np.int64]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
         self._game, self._step = self._game + 1, 0
-        self._show(2 if self._noise_only else self._game % 4)
+        self._show(2 if self._noise_only else self._game % 5)
         return self._observation.copy(), {}
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
@@ -62,7 +62,8 @@ class RecordedEnv(gymnasium.Env[NDArray[Any], np.int64]):
         self._steps += 1
         game = self._games[self._game % len(self._games)]
         ended = self._step == game.length
-        self._show(2 if ended and (self._noise_only or self._game % 3 == 0) else 3)
+        kind = 3 if not ended else 2 if self._noise_only else (2, 3, 4)[self._game % 3]
+        self._show(kind)
         terminated = ended and game.terminated
         after = b"" if terminated else digest(self._observation)
         self.told.append(Told(before, int(action), float(self._steps), after, terminated))
@@ -75,7 +76,10 @@ class RecordedEnv(gymnasium.Env[NDArray[Any], np.int64]):
         stack = self._observation
         picture = np.full(stack.shape[1:], 255, np.uint8)
         picture.reshape(-1)[:5] = (self._number, self._game & 255, self._game >> 8, self._step & 255, self._step >> 8)
-        below = (np.zeros_like(stack[1:]), np.stack([picture] * 3), self._random.integers(0, 255, stack[1:].shape, np.uint8), stack[1:])
+        noise = self._random.integers(0, 255, stack[1:].shape, np.uint8)
+        changed = stack[1:].copy()
+        changed[self._game // 5 % 3, -1, -1] ^= 1
+        below = (np.zeros_like(noise), np.stack([picture] * 3), noise, stack[1:], changed)
         self._observation = np.concatenate([below[kind], picture[np.newaxis]])
 
 

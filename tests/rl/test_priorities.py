@@ -54,17 +54,21 @@ def test_one_is_drawn_from_each_share() -> None:
         assert priorities.draw(8, generator).tolist() == list(range(8))
 
 
+def test_points_lie_where_the_priorities_end() -> None:
+    priorities = Priorities(6)
+    priorities.set(np.arange(6), np.array([0.0, 1.0, 0.0, 2.0, 0.5, 0.0]))
+    assert priorities.find(np.array([0.0, 0.99, 1.0, 2.99, 3.0, 3.49])).tolist() == [1, 1, 3, 3, 4, 4]
+
+
 def test_no_rounding_leads_to_a_slot_that_holds_nothing() -> None:
-    priorities = Priorities(64)
     rng = np.random.default_rng(1)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(300):
-        values = rng.random(64) * 10.0 ** rng.integers(-12, 12, 64)
+    for _ in range(100):
+        priorities, values = Priorities(64), rng.random(64) * 10.0 ** rng.integers(-12, 12, 64)
         values[rng.random(64) < 0.6] = 0.0
-        values[-5:] = 0.0
-        values[0] = 1e-3
+        values[[-1, 0]] = 0.0, 1e-3
         priorities.set(np.arange(64), values)
-        assert (values[priorities.draw(256, generator)] > 0.0).all()
+        edges = np.append(np.cumsum(values), [0.0, priorities.total, priorities.total * (1 + 1e-12)])
+        assert (values[priorities.find(edges)] > 0.0).all()
 
 
 def test_the_only_slot_is_always_drawn() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import os
+import gc
 import tracemalloc
 from collections import Counter, deque
 from pathlib import Path
@@ -142,13 +142,17 @@ def test_atari_is_returned_as_if_every_observation_were_stored_whole(
     for played in range(1, 15):
         kept.append(player.play(20))
         replay.add(kept[-1])
+        ends["truncated"] += int(kept[-1].truncated.sum())
+        ends["terminated"] += int(kept[-1].terminated.sum())
         assert len(replay) == 80 * len(kept)
+        if played not in (1, 5, 7, 14):
+            continue
         whole = {name: torch.cat([rollout.tensors()[name][:20] for rollout in kept]).flatten(0, 1) for name in kept[0].tensors()}
         after = torch.cat([rollout.observations[1:] for rollout in kept]).flatten(0, 1)
         cut_off = whole["truncated"] & ~whole["terminated"]
         after[cut_off] = whole["final_observations"][cut_off]
         seen: set[int] = set()
-        for _ in range(30 if played % 4 == 0 else 3):
+        for _ in range(16):
             batch = replay.sample(64, generator)
             where = batch.indices - 80 * (played - len(kept))
             assert torch.equal(batch.observations, whole["observations"][where])
@@ -157,29 +161,28 @@ def test_atari_is_returned_as_if_every_observation_were_stored_whole(
             assert torch.equal(batch.rewards, whole["rewards"][where])
             assert torch.equal(batch.terminated, whole["terminated"][where])
             seen.update(where.tolist())
-        ends["truncated"] += int(kept[-1].truncated.sum())
-        ends["terminated"] += int(kept[-1].terminated.sum())
-        assert played % 4 or len(seen) > 0.9 * len(replay)
+        assert len(seen) > 0.8 * len(replay)
     environments.close()
     assert all(ends[name] >= count for name, count in least.items()), ends
 
 
-def test_games_so_short_that_frames_run_out_of_room_cost_the_oldest_steps_only() -> None:
-    """Every game is one step, and has eight frames that are like no other's."""
+@pytest.mark.parametrize("priority_alpha", [0.0, 1.0])
+def test_games_so_short_that_frames_run_out_of_room_cost_the_oldest_steps_only(priority_alpha: float) -> None:
+    """Every game is one step, and has eight frames that are like no other's. The last rollout alone is too long."""
     environments, stories = recorded([[Game(1, False, True)]] * 4, AutoresetMode.SAME_STEP, 84, noise_only=True)
     player = Player(environments)
-    replay = Replay(environments.spec, 4000, 4)
+    replay = Replay(environments.spec, 4000, 4, priority_alpha=priority_alpha)
     generator = torch.Generator().manual_seed(0)
     held = []
-    for _ in range(10):
-        replay.add(player.play(25))
+    for steps in (25, 25, 50, 75, 60, 220):
+        replay.add(player.play(steps))
         held.append(len(replay))
         newest = {step for story in stories for step in story[-(len(replay) // 4) :]}
         drawn = set(draw_all(replay, generator, times=1))
         assert drawn <= newest
         assert len(drawn) > len(newest) / 2
-    assert held[:7] == [100, 200, 300, 400, 500, 600, 700]
-    assert 700 < held[-1] < 1000, held
+    assert held[:4] == [100, 200, 400, 700]
+    assert all(780 < size < 850 for size in held[4:]), held
 
 
 def test_very_little_memory_holds_at_least_the_newest_row() -> None:
@@ -209,11 +212,12 @@ def test_the_memory_it_takes_is_known_before_and_taken_at_once(priority_alpha: f
     assert grown < 20_000
 
 
-def test_the_system_cannot_take_its_memory_back_later() -> None:
-    """Memory that was only promised would be missing when the ring is nearly full, after hours."""
-    needed, before = bytes_needed(spec_of(84), 8_000, 16), resident_bytes()
+def test_its_memory_is_not_only_promised() -> None:
+    """It would be found missing when the ring is nearly full, after hours."""
+    gc.collect()
+    needed, before = bytes_needed(spec_of(84), 8_000, 16), anonymous_bytes()
     replay = Replay(spec_of(84), 8_000, 16)
-    assert resident_bytes() - before == pytest.approx(needed, rel=0.03)
+    assert anonymous_bytes() - before > 0.95 * needed
     assert replay.capacity == 8_000
 
 
@@ -229,8 +233,10 @@ def endless_game(size: int) -> Rollout:
     return rollout
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def anonymous_bytes() -> int:
+    """Memory of this process that is there, without that of files."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
 
 
 def test_frames_are_stored_once() -> None:
@@ -296,7 +302,7 @@ def test_an_error_of_a_transition_that_has_left_changes_nobody() -> None:
     replay.add(player.play(5))
     old = replay.sample(64, generator).indices
     replay.add(player.play(5))
-    replay.update_priorities(old, torch.full((64,), 1e6))
+    replay.update_priorities(old[:1], torch.tensor([1e6]))
     batch = replay.sample(64, generator)
     assert torch.equal(batch.weights, torch.ones(64))
     assert int(old.max()) < 10 <= int(batch.indices.min())

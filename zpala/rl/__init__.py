@@ -19,6 +19,7 @@ from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NipsCNN
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
+from zpala.rl.replay import Replay, Transitions
 from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
@@ -54,9 +55,11 @@ __all__ = [
     "PolicyGradient",
     "PolicyGradientSettings",
     "RMSprop",
+    "Replay",
     "Rollout",
     "Statistics",
     "StepRow",
+    "Transitions",
     "UnknownEnvironment",
     "UnsupportedEnvironment",
     "VTrace",

@@ -46,12 +46,16 @@ class Priorities:
         if self.total <= 0.0:
             raise ValueError("no slot has a priority above 0")
         uniform = torch.rand(count, generator=generator, dtype=torch.float64).numpy()
-        rest = (np.arange(count) + uniform) * (self.total / count)
-        nodes = np.ones(count, dtype=np.int64)
+        return self.find((np.arange(count) + uniform) * (self.total / count))
+
+    def find(self, points: NDArray[np.float64]) -> NDArray[np.int64]:
+        """The slots in which ``points`` of [0, total) lie when all priorities are laid side by side. What rounding carries beyond the total
+        lies in the last slot that holds something."""
+        rest = points.copy()
+        nodes = np.ones(len(points), dtype=np.int64)
         for _ in range(self._leaves.bit_length() - 1):
             nodes *= 2
             left = self._sums[nodes]
-            # Rounding may carry a point beyond the last slot: never into a half that holds nothing.
             right = (rest >= left) & (self._sums[nodes + 1] > 0.0)
             rest -= np.where(right, left, 0.0)
             nodes += right

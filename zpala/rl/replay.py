@@ -234,9 +234,8 @@ class Replay:
     def _weights(self, cells: NDArray[np.int64], beta: float) -> NDArray[np.float32]:
         if self._priorities is None:
             return np.ones(len(cells), dtype=np.float32)
-        probabilities = self._priorities.get(cells) / self._priorities.total
-        weights = (self._size * probabilities) ** -beta
-        return np.asarray(weights / weights.max(), dtype=np.float32)
+        priorities = self._priorities.get(cells)
+        return np.asarray((priorities / priorities.min()) ** -beta, dtype=np.float32)
 
     def _observations(self, stacks: NDArray[np.int64], cells: NDArray[np.int64]) -> Tensor:
         places = stacks.reshape(self.capacity, -1)[cells] % self._layout.frames
