@@ -302,9 +302,10 @@ def test_an_error_of_a_transition_that_has_left_changes_nobody() -> None:
     replay.add(player.play(5))
     old = replay.sample(64, generator).indices
     replay.add(player.play(5))
-    replay.update_priorities(old[:1], torch.tensor([1e6]))
+    replay.update_priorities(old[:1], torch.tensor([20.0]))
     batch = replay.sample(64, generator)
     assert torch.equal(batch.weights, torch.ones(64))
+    assert len(set(batch.indices.tolist())) == 10
     assert int(old.max()) < 10 <= int(batch.indices.min())
 
 
