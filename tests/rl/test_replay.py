@@ -197,6 +197,7 @@ def test_very_little_memory_holds_at_least_the_newest_row() -> None:
 def test_the_memory_it_takes_is_known_before_and_taken_at_once(priority_alpha: float, size: int) -> None:
     given, capacity = spec_of(size), 4_000
     rollout = endless_game(size)
+    Replay(given, 1600, 16, priority_alpha=priority_alpha).add(rollout)  # NumPy imports parts of itself when they are first used
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
