@@ -57,7 +57,7 @@ class Two(Mark):
     action_space = spaces.MultiDiscrete([3, 2])
 
     def _pay(self, action: Any) -> float:
-        return 0.5 * (action[0] == self.mark) + 0.5 * (action[1] == (self.mark == 2))
+        return 0.5 * float(action[0] == self.mark) + 0.5 * float(action[1] == (self.mark == 2))
 
 
 class Aim(Mark):

@@ -24,6 +24,7 @@ from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, bui
 from zpala.rl.policies import Categorical, Evaluated, Gaussian, MultiCategorical, Policy, SquashedGaussian, policy_for
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
+from zpala.rl.replay import Replay, Transitions
 from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
@@ -77,10 +78,12 @@ __all__ = [
     "PolicyGradient",
     "PolicyGradientSettings",
     "RMSprop",
+    "Replay",
     "Rollout",
     "SquashedGaussian",
     "Statistics",
     "StepRow",
+    "Transitions",
     "Trunk",
     "UnknownEnvironment",
     "Unpacking",

@@ -8,7 +8,8 @@ from torch.nn.utils import skip_init
 
 
 class LSTM(nn.Module):
-    """Hochreiter & Schmidhuber 1997, with a forget gate. Weights are orthogonal, biases 0.
+    """Hochreiter & Schmidhuber 1997, with a forget gate. Weights are orthogonal; biases are 0, of the forget gate 1, so that it
+    remembers at first (Jozefowicz et al. 2015, section 3.2).
 
     Args:
         inputs: width of what comes in.
@@ -50,6 +51,7 @@ class LSTM(nn.Module):
                 nn.init.orthogonal_(gate, generator=generator)
         nn.init.zeros_(self.cell.bias_ih)
         nn.init.zeros_(self.cell.bias_hh)
+        self.cell.bias_ih[self.size : 2 * self.size] = 1.0  # torch's order of gates: input, forget, cell, output
 
     def describe(self) -> str:
         return f"lstm {self.size}"
