@@ -44,6 +44,7 @@ class LSTM(nn.Module):
             states.append(state)
         return torch.stack(outputs), torch.stack(states)
 
+    @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
         """Sets its weights, gate by gate."""
         for weight in (self.cell.weight_ih, self.cell.weight_hh):
