@@ -126,6 +126,13 @@ def test_the_environment_variable_is_read(run: Run, started: list[tuple[Config, 
         (["launch", "--topology", "cube", "-n", "2"], ["'cube'"]),
         (["launch", "--topology", "hypercube", "-n", "3"], ["hypercube.py", "power of two"]),
         (["launch", "--env", "CartPol-v1", "-n", "2"], ["environment.id", "CartPole-v1"]),
+        (["launch", "--algorithm", "ppp", "-n", "2"], ["--algorithm", "a2c, ppo, vtrace", 'did you mean "ppo"']),
+        (["launch", "--algorithm", "absent.py:Mine", "-n", "2"], ["algorithm: ", "absent.py:Mine: there is no file"]),
+        (["launch", "--algorithm", "tests.rl.scripted:GuessEnv", "-n", "2"], ["GuessEnv", "no subclass of Algorithm"]),
+        (["launch", "--algorithm-arg", "speed=3", "-n", "2"], ["algorithm.args.speed: a2c has no such setting", "gamma"]),
+        (["launch", "--set", "algorithm.args.gamma=0.5", "-n", "2"], ["algorithm.args.gamma: the run file has a field of its own"]),
+        (["config", "show", "--algorithm-arg", "speed"], ["--algorithm-arg 'speed'", "key=value"]),
+        (["launch", "--set", "network.name=nature_cnn", "-n", "2"], ["network: nature_cnn needs uint8 images", "there is the mlp"]),
     ],
 )
 def test_wrong_input_is_one_paragraph_and_exit_2(

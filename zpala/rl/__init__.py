@@ -2,7 +2,7 @@
 
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
 from zpala.rl.algorithm import Algorithm, Statistics
-from zpala.rl.algorithms import ALGORITHMS, build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, fill_settings, find_algorithm
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -35,6 +35,7 @@ __all__ = [
     "ActorCritic",
     "Adam",
     "Algorithm",
+    "AlgorithmError",
     "AtariSettings",
     "Batch",
     "Discounts",
@@ -72,6 +73,8 @@ __all__ = [
     "environment_seeds",
     "environment_spec",
     "explained_variance",
+    "fill_settings",
+    "find_algorithm",
     "lambda_returns",
     "linear",
     "make_environments",
