@@ -28,7 +28,7 @@ from zpala.rl.algorithm import Algorithm
 from zpala.rl.algorithms import AlgorithmError, build_algorithm, fill_settings, find_algorithm
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic, build_network
+from zpala.rl.networks import Network, build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
@@ -69,7 +69,8 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
     # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
-    keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
+    images = len(spec.observation_shape) == 3
+    keeps_graph = device.type == "cpu" and threads == 1 and images and config.network.core == "none"
     network = _network(config, spec, device)
     flat = FlatParameters(network, device)
     optimizer = build_optimizer(
@@ -97,27 +98,26 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
 
 def check_parts(config: Config, spec: EnvironmentSpec) -> None:
     """Refuses with a ``UsageError`` what ``build_parts`` would, but for what the constructor of a person's own algorithm raises."""
-    name = config.algorithm.name
-    try:
-        fill_settings(name, find_algorithm(name), config.algorithm_values())
-    except AlgorithmError as error:
-        raise UsageError(f"algorithm: {error}.") from error
     _network(config, spec, torch.device("cpu"))
 
 
-def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> ActorCritic:
-    """The network of ``config``, on the CPU, for activations on ``device``."""
-    n = config.network
+def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Network:
+    """The network that the algorithm needs, on the CPU, for activations on ``device``. Refuses what does not go together."""
+    name = config.algorithm.name
+    try:
+        kind = find_algorithm(name)
+        fill_settings(name, kind, config.algorithm_values())
+        refuse_combinations(config.algorithm.label, kind, spec, config.network_values() | config.algorithm_values())
+    except AlgorithmError as error:
+        raise UsageError(f"algorithm: {error}.") from error
+    channels_last = config.network.channels_last
     try:
         return build_network(
             spec,
-            n.name,
-            n.hidden_sizes,
-            n.activation,
-            device.type == "cpu" if n.channels_last == "auto" else n.channels_last,
-            config.run.seed,
-            contrast=n.initial_weights == "contrast",
-            separate_critic=n.separate_critic,
+            channels_last=device.type == "cpu" if channels_last == "auto" else channels_last,
+            seed=config.run.seed,
+            heads=kind.HEADS,
+            **config.network_values(),
         )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error

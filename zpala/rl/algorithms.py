@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
 from zpala.rl.user_modules import NoSuchModule, import_named, raised_at
@@ -102,7 +102,7 @@ def fill_settings(name: str, kind: type[Algorithm], values: Mapping[str, Any]) -
 
 
 def build_algorithm(
-    name: str, values: Mapping[str, object], network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, *, seed: int
+    name: str, values: Mapping[str, object], network: Network, flat: FlatParameters, optimizer: Optimizer, *, seed: int
 ) -> Algorithm:
     """The algorithm that ``name`` means.
 

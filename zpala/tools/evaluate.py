@@ -22,7 +22,7 @@ from rich.table import Table
 
 from zpala.config import Config, ConfigError, load_config
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import AlgorithmError, build_algorithm
+from zpala.rl.algorithms import AlgorithmError, build_algorithm, find_algorithm
 from zpala.rl.environments import EnvironmentSpec, Episode, environment_spec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -170,14 +170,16 @@ def play(
     games: list[Episode] = []
     try:
         environments.reset(rollout.observation(0, 0, count))
+        begins = torch.ones(count, dtype=torch.bool)
         for _ in range(STEPS_MAX):
-            actions = agent.choose(torch.from_numpy(rollout.observation(0, 0, count)), sampler if stochastic else None)
+            actions = agent.choose(torch.from_numpy(rollout.observation(0, 0, count)), begins, sampler if stochastic else None)
             for game in environments.step(actions.numpy(), rollout.row(0, 0, count)):
                 if quota[game.environment] > 0:
                     quota[game.environment] -= 1
                     games.append(game)
             if not any(quota):
                 return games
+            begins = (rollout.terminated | rollout.truncated | ~rollout.valid)[0]
             rollout.carry()
     finally:
         environments.close()
@@ -188,16 +190,20 @@ def play(
 
 def _load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
     """The algorithm of the run with these parameters, to ask for actions only: its optimiser never steps."""
-    n = config.network
+    name = config.algorithm.name
     try:
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0, separate_critic=n.separate_critic)
+        heads = find_algorithm(name).HEADS
+    except AlgorithmError as error:
+        raise ConfigError(f"algorithm: {error}.") from None
+    try:
+        network = build_network(spec, channels_last=False, seed=0, heads=heads, **config.network_values())
         flat = FlatParameters(network, device)
         flat.load({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
     except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"the checkpoint does not fit the network of its config.toml: {error}") from None
     optimizer = build_optimizer(OptimizerSettings(), flat.numel, device)
     try:
-        return build_algorithm(config.algorithm.name, config.algorithm_values(), network, flat, optimizer, seed=0)
+        return build_algorithm(name, config.algorithm_values(), network, flat, optimizer, seed=0)
     except AlgorithmError as error:
         raise ConfigError(f"algorithm: {error}.") from None
 
