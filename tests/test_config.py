@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from zpala.config import (
+    ALGORITHM_NAMES,
     OPTION_FIELDS,
     SECTIONS,
     Config,
@@ -17,8 +18,8 @@ from zpala.config import (
     GossipConfig,
     fields,
     load_config,
+    parse_argument,
     parse_assignment,
-    parse_environment_argument,
     preset_names,
 )
 from zpala.config_source import key_lines, parse_value, toml_value
@@ -113,9 +114,49 @@ def test_values_are_toml_or_text(text: str, value: object) -> None:
 
 
 def test_environment_arguments_are_named() -> None:
-    assert parse_environment_argument("size=8") == ("environment.args.size", 8)
+    assert parse_argument("environment.args", "size=8") == ("environment.args.size", 8)
     with pytest.raises(ConfigError, match="--env-arg 'size'"):
-        parse_environment_argument("size")
+        parse_argument("environment.args", "size")
+
+
+def test_settings_of_an_algorithm_of_ones_own_are_named() -> None:
+    assert parse_argument("algorithm.args", "rate=0.5") == ("algorithm.args.rate", 0.5)
+    with pytest.raises(ConfigError, match=r"--algorithm-arg 'rate'.*--algorithm-arg size=8"):
+        parse_argument("algorithm.args", "rate")
+
+
+def test_settings_of_an_algorithm_of_ones_own_are_merged(tmp_path: Path) -> None:
+    run_file = write(tmp_path, '[algorithm]\nname = "mine:Mine"\n[algorithm.args]\nrate = 0.5\nkind = "a"\n')
+    config = load_config(run_file, {"algorithm.args.rate": 0.25, "algorithm.args.deep": [1, 2]}, {})
+    assert config.algorithm.args == {"rate": 0.25, "kind": "a", "deep": [1, 2]}
+    again = write(tmp_path, config.to_toml())
+    assert load_config(again, {}, {}) == config
+
+
+def test_a_file_of_an_algorithm_is_absolute_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, {"algorithm.name": "sub/../mine.py:Mine"}, {})
+    assert config.algorithm.name == f"{tmp_path}/mine.py:Mine"
+    assert config.algorithm.label == "mine.py:Mine"
+    monkeypatch.chdir("/")
+    assert load_config(write(tmp_path, config.to_toml()), {}, {}).algorithm.name == config.algorithm.name
+    assert load_config(None, {"algorithm.name": "package.module:Mine"}, {}).algorithm.label == "package.module:Mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pp", '(did you mean "ppo"?)'),
+        ("quixotic", f"expected {', '.join(ALGORITHM_NAMES)}, path"),
+        ("mine.py", '(did you mean "mine.py:Class"?)'),
+        ("mine.py:", "path/to/mine.py:Class or module:Class"),
+        (":Mine", "path/to/mine.py:Class or module:Class"),
+    ],
+)
+def test_a_name_that_is_no_algorithm_offers_what_there_is(name: str, words: str) -> None:
+    text = error_of(overrides={"algorithm.name": name})
+    assert text.startswith(f"--algorithm (or --set algorithm.name): algorithm.name = {name!r} is not allowed: ")
+    assert words in text
 
 
 # --------------------------------------------------------------------------------------------------------------------- errors
@@ -284,13 +325,6 @@ def test_options_name_existing_fields() -> None:
     known = {name for name, _ in fields()}
     assert set(OPTION_FIELDS.values()) <= known
     assert set(SECTIONS) == {name.partition(".")[0] for name in known} - {"preset"}
-
-
-def test_an_unknown_algorithm_is_refused_with_the_closest_names() -> None:
-    with pytest.raises(
-        ConfigError, match=r'--algorithm .*algorithm.name = \'ppp\' is not allowed.*"a2c" or "ppo" or "vtrace".*did you mean "ppo"'
-    ):
-        load_config(None, {"algorithm.name": "ppp"}, {})
 
 
 def test_what_an_algorithm_cannot_do_is_refused() -> None:

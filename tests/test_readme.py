@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from zpala.config import OPTION_FIELDS, EnvironmentConfig, load_config, preset_names
+from zpala.config import OPTION_FIELDS, TABLES, EnvironmentConfig, load_config, preset_names
 from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import shipped_topologies
@@ -32,7 +32,8 @@ def test_the_exit_statuses_are_those_of_the_code() -> None:
 
 
 def test_options_exist() -> None:
-    known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--env-arg", "--episodes", "--help"}
+    known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--episodes", "--help"}
+    known |= {f"--{option}" for option in TABLES.values()}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--dir"}  # of plot, bench and keys
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     known |= {"--steps"}  # of env check

@@ -84,6 +84,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     settings = [_setting(option, field, hidden=False) for option, field in config.OPTION_FIELDS.items()]
     settings += [_setting(alias, config.OPTION_FIELDS[option], hidden=True) for alias, option in _ALIASES.items()]
     settings.append(_repeated("env_arg", "--env-arg", "KEY=VALUE", "Argument of the environment; may be repeated.", "Environment"))
+    text = "Setting of an algorithm of one's own; may be repeated."
+    settings.append(_repeated("algorithm_arg", "--algorithm-arg", "KEY=VALUE", text, "Learner"))
     settings.append(_repeated("set_", "--set", "SECTION.FIELD=VALUE", "Any field of the run file; may be repeated.", "Run"))
 
     @functools.wraps(command)
@@ -104,8 +106,8 @@ def _overrides(given: dict[str, Any]) -> dict[str, object]:
         field = config.OPTION_FIELDS.get(_ALIASES.get(option, option))
         if field is not None and value is not None:
             overrides[field] = value if isinstance(value, bool) else config.option_value(field, value)
-    for text in given["env_arg"] or []:
-        overrides.update([config.parse_environment_argument(text)])
+    for table, option in config.TABLES.items():
+        overrides.update(config.parse_argument(table, text) for text in given[option.replace("-", "_")] or [])
     for text in given["set_"] or []:
         overrides.update([config.parse_assignment(text)])
     return overrides
@@ -298,7 +300,7 @@ def env_check(
 ) -> None:
     """Play an environment by chance, alone and in a vector, and say what is wrong with it. Exit status 2 if zpala cannot use it."""
     overrides: dict[str, object] = {"environment.id": name, "environment.num_envs": num_envs}
-    overrides.update(config.parse_environment_argument(text) for text in env_arg or [])
+    overrides.update(config.parse_argument("environment.args", text) for text in env_arg or [])
     overrides.update(config.parse_assignment(text) for text in set_ or [])
     settings = config.load_config(None, overrides, os.environ).environment
     from zpala.tools.environment_check import examine

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from zpala.config_source import Source, closest, parse_value, toml_source, toml_value
 from zpala.gossip.settings import GossipSettings
@@ -51,6 +52,13 @@ OPTION_FIELDS: Mapping[str, str] = {
     "key": "node.key",
     "insecure": "node.insecure",
 }
+
+
+# The learning algorithms that zpala brings along; ``zpala.rl.algorithms`` has their classes.
+ALGORITHM_NAMES = ("a2c", "ppo", "vtrace")
+
+# Fields that are tables of somebody else's arguments, and the option that sets one of them.
+TABLES: Mapping[str, str] = {"environment.args": "env-arg", "algorithm.args": "algorithm-arg"}
 
 
 class ConfigError(Exception):
@@ -118,7 +126,10 @@ class NetworkConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["a2c", "ppo", "vtrace"] = Field("a2c", description="Learning algorithm.")
+    name: str = Field(
+        "a2c", description=f"Learning algorithm: {', '.join(ALGORITHM_NAMES)}, or one's own: path/to/mine.py:Class or module:Class."
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="Settings of an algorithm of one's own (--algorithm-arg key=value).")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
@@ -133,9 +144,27 @@ class AlgorithmConfig(Section):
         "auto", description="a2c: keep the graph of the acting pass for the update, no second pass; auto: on one core, for images."
     )
 
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        """A file is named by its absolute path from here on: a run directory is read from anywhere."""
+        if name in ALGORITHM_NAMES:
+            return name
+        module, _, attribute = name.rpartition(":")
+        if not module or not attribute.isidentifier():
+            close = [f"{name}:Class"] if name.endswith(".py") else difflib.get_close_matches(name.lower(), ALGORITHM_NAMES, n=1, cutoff=0.5)
+            hint = f' (did you mean "{close[0]}"?)' if close else ""
+            raise ValueError(f"expected {', '.join(ALGORITHM_NAMES)}, path/to/mine.py:Class or module:Class{hint}")
+        return f"{os.path.abspath(module)}:{attribute}" if module.endswith(".py") else name
+
+    @property
+    def label(self) -> str:
+        """The name without the folder of a file: the same on every machine."""
+        return algorithm_label(self.name)
+
     @model_validator(mode="after")
     def _check(self) -> AlgorithmConfig:
-        if self.reuse_graph is True and self.name != "a2c":
+        if self.reuse_graph is True and self.name in ALGORITHM_NAMES and self.name != "a2c":
             raise ValueError(
                 f'reuse_graph = true is for a2c alone: name = "{self.name}" needs a forward pass of its own to learn. '
                 'Leave reuse_graph at "auto"'
@@ -305,6 +334,11 @@ class Config(Section):
 SECTIONS: tuple[str, ...] = tuple(name for name in Config.model_fields if name != "preset")
 
 
+def algorithm_label(name: str) -> str:
+    """``algorithm.name`` without the folder of a file."""
+    return os.path.basename(name)
+
+
 def fields() -> Iterator[tuple[str, Any]]:
     """(dotted name, pydantic field) of every setting."""
     yield "preset", Config.model_fields["preset"]
@@ -348,12 +382,13 @@ def parse_assignment(text: str) -> tuple[str, object]:
     return name.strip(), parse_value(value)
 
 
-def parse_environment_argument(text: str) -> tuple[str, object]:
-    """``key=value`` of ``--env-arg`` -> (dotted name, value)."""
+def parse_argument(table: str, text: str) -> tuple[str, object]:
+    """``key=value`` of the option that sets an entry of ``table`` (a name of ``TABLES``) -> (dotted name, value)."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip().isidentifier():
-        raise ConfigError(f"--env-arg {text!r}: expected key=value with the name of an argument, for example --env-arg size=8.")
-    return f"environment.args.{name.strip()}", parse_value(value)
+        option = TABLES[table]
+        raise ConfigError(f"--{option} {text!r}: expected key=value with the name of an argument, for example --{option} size=8.")
+    return f"{table}.{name.strip()}", parse_value(value)
 
 
 def option_value(field: str, text: str) -> object:
@@ -380,7 +415,7 @@ def _known() -> frozenset[str]:
 def _check_keys(source: Source) -> None:
     """Refuse names that are no setting, offering the closest one."""
     for key, value in source.values.items():
-        if key in _known() or key.startswith("environment.args."):
+        if key in _known() or _table_of(key) is not None:
             continue
         section, _, field = key.partition(".")
         place = source.place(key)
@@ -399,7 +434,9 @@ def _check_keys(source: Source) -> None:
 def _command_line_source(overrides: Mapping[str, object]) -> Source:
     flags = {field: f"--{option.replace('_', '-')} (or --set {field})" for option, field in OPTION_FIELDS.items()}
     places = {key: flags.get(key, f"--set {key}") for key in overrides}
-    places |= {key: f"--env-arg {key.removeprefix('environment.args.')}" for key in overrides if key.startswith("environment.args.")}
+    for key in overrides:
+        if (table := _table_of(key)) is not None:
+            places[key] = f"--{TABLES[table]} {key.removeprefix(f'{table}.')}"
     return Source("", dict(overrides), places)
 
 
@@ -447,6 +484,11 @@ def _read_toml(text: str, name: str) -> Source:
         raise ConfigError(f"{name}: not valid TOML: {error}. Strings stand in quotes, sections in [brackets].") from None
 
 
+def _table_of(key: str) -> str | None:
+    """The table of arguments that ``key`` is an entry of."""
+    return next((table for table in TABLES if key.startswith(f"{table}.")), None)
+
+
 def _is_text(key: str) -> bool:
     """Is the field a plain text (then ``ZPALA_NAME=5`` means the text "5")?"""
     annotation = dict(fields())[key].annotation
@@ -462,7 +504,7 @@ def _put(tree: dict[str, Any], key: str, value: object) -> None:
     name, _, argument = field.partition(".")
     if argument:
         branch[name] = {**branch.get(name, {}), argument: value}
-    elif key == "environment.args" and isinstance(value, dict):
+    elif key in TABLES and isinstance(value, dict):
         branch[name] = {**branch.get(name, {}), **value}
     else:
         branch[name] = value
@@ -488,6 +530,8 @@ def _explain(error: ValidationError, origin: Mapping[str, Source]) -> str:
 
 
 def _allowed(key: str, first: Any) -> str:
+    if first["type"] == "value_error":  # from a validator of that field
+        return str(first["ctx"]["error"])
     field = dict(fields())[key]
     words = [text for argument in (field.annotation, *get_args(field.annotation)) for text in _type_words(argument)]
     if first["type"] == "string_pattern_mismatch":

@@ -23,6 +23,11 @@ FAULTY = Path(__file__).parent / "faulty_environment.py"
 ONE_WAY = "def neighbours(index, size):\n    return {(index + 1) % size}\n"
 HOSTS = "n0 127.0.0.1:PORT0\nn1 127.0.0.1:PORT1\nn2 127.0.0.1:PORT2\n"
 NODE = "node --peers hosts.txt --run-dir run"
+MINE = """from zpala.rl import A2C
+class Mine(A2C):
+    def __init__(self, *given, **named):
+        raise RuntimeError('no memory left')
+"""
 ALICE = "77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"  # RFC 7748, section 6.1
 ALICE_PUBLIC = "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
 
@@ -51,6 +56,12 @@ CASES = {
         f"--env {FAULTY}:make --env-arg fault=construction", USAGE, ("the arm is not connected", "faulty_environment.py:")
     ),
     "network for other observations": Case("--set network.name=nature_cnn", USAGE, ("network", "nature_cnn", "float32[4]")),
+    "algorithm that cannot be made": Case(
+        "--algorithm mine.py:Mine",
+        USAGE,
+        ("algorithm", "mine.py:Mine cannot be made", "RuntimeError: no memory left", "mine.py:4)"),
+        (("mine.py", MINE),),
+    ),
     "unknown topology": Case("--topology rign", USAGE, ("'rign'", "did you mean 'ring'")),
     "asymmetric topology": Case(
         "--topology one_way.py",

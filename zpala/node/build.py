@@ -25,10 +25,11 @@ from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import ALGORITHMS, build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
+from zpala.rl.combinations import Choice, UnsupportedCombination, refuse_combinations
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import build_network
+from zpala.rl.networks import Network, build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
@@ -65,22 +66,12 @@ class Parts:
 
 def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device, threads: int) -> Parts:
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
-    n, o = config.network, config.optimizer
+    o = config.optimizer
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
     # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
     keeps_graph = device.type == "cpu" and threads == 1 and spec.dimensions == 3 and config.network.core == "none"
-    channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
-    try:
-        network = build_network(
-            spec,
-            channels_last=channels_last,
-            seed=config.run.seed,
-            heads=ALGORITHMS[config.algorithm.name].HEADS,
-            **config.network_values(),
-        )
-    except ValueError as error:
-        raise UsageError(f"network: {error}") from error
+    network = _network(config, spec, device)
     flat = FlatParameters(network, device)
     optimizer = build_optimizer(
         OptimizerSettings(
@@ -96,10 +87,47 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         device,
     )
     values = config.algorithm_values(keeps_graph=keeps_graph)
-    algorithm = build_algorithm(config.algorithm.name, values, network, flat, optimizer, seed=torch_seed(config.run.seed, line))
+    try:
+        algorithm = build_algorithm(config.algorithm.name, values, network, flat, optimizer, seed=torch_seed(config.run.seed, line))
+    except AlgorithmError as error:
+        raise UsageError(f"algorithm: {error}.") from error
     weights = Weights(flat.parameters, optimizer.state)
     schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel)
     return Parts(algorithm, flat, weights, schema, network.describe())
+
+
+def check_parts(config: Config, spec: EnvironmentSpec) -> None:
+    """Refuses with a ``UsageError`` what ``build_parts`` would. A person's own algorithm is made once: it alone knows what it refuses."""
+    device = torch.device("cpu")
+    if config.algorithm.name in ALGORITHMS:
+        _network(config, spec, device)
+    else:
+        build_parts(config, spec, 0, device, 1)
+
+
+def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Network:
+    """The network that the algorithm needs, on the CPU, for activations on ``device``. Refuses what does not go together."""
+    name = config.algorithm.name
+    try:
+        kind = find_algorithm(name)
+        build_settings(name, config.algorithm_values())
+        reuse_graph = config.algorithm.reuse_graph is True
+        refuse_combinations(Choice(config.algorithm.label, kind, spec, config.network_values(), reuse_graph))
+    except AlgorithmError as error:
+        raise UsageError(f"algorithm: {error}.") from error
+    except UnsupportedCombination as error:
+        raise UsageError(str(error)) from error
+    channels_last = config.network.channels_last
+    try:
+        return build_network(
+            spec,
+            channels_last=device.type == "cpu" if channels_last == "auto" else channels_last,
+            seed=config.run.seed,
+            heads=kind.HEADS,
+            **config.network_values(),
+        )
+    except ValueError as error:
+        raise UsageError(f"network: {error}") from error
 
 
 def build_actor_groups(
@@ -172,7 +200,7 @@ def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostLi
         **spec.agreement(),
         "network": parts.network,
         "layout": parts.schema.fingerprint,
-        "algorithm": config.algorithm.name,
+        "algorithm": config.algorithm.label,
         "optimizer": config.optimizer.name,
         "wire_dtype": "f32",
         "gossip": "on" if g.enabled else "off",

@@ -57,7 +57,7 @@ def train(
         NodeError, WorkerFailed: refused by the peers; another thread of the node failed.
     """
     steps = rollout.num_steps
-    env_steps = updates = 0
+    env_steps = updates = adoptions = 0
     started = clock()
 
     while True:
@@ -65,7 +65,10 @@ def train(
         progress = Progress(updates, env_steps, env_steps / max(clock() - started, 1e-9), report.return_mean, report.return_count)
         with report.timed("gossip"):
             staleness = port.boundary(progress)
-        algorithm.optimizer.steps = port.optimizer_steps  # another number when the state of another node has been adopted
+        if adoptions < port.adoptions:  # parameters and optimiser state are another node's
+            adoptions = port.adoptions
+            algorithm.optimizer.steps = port.optimizer_steps
+            algorithm.adopted()
         cluster_env_steps = port.view.other_env_steps + env_steps
         finished = port.view.finish_reason or ("budget" if cluster_env_steps >= total_env_steps else "")
         if finished or (port.view.all_reached_target and updates > 0):

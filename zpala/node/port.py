@@ -74,6 +74,7 @@ class GossipPort:
         self.gate = gate
         self.version = 0
         self.optimizer_steps = 0
+        self.adoptions = 0  # how often the state of another node was taken over
         self.deltas_applied = 0
         self.deltas_dropped = 0  # of parameters that were given up
         self.drained: str | None = None
@@ -239,6 +240,7 @@ class GossipPort:
         self._weights.install({name: self._state_parts[name] for name in adoption.parts})
         self.version = max(self.version, adoption.version) if self._started else adoption.version
         self.optimizer_steps = adoption.optimizer_steps
+        self.adoptions += 1
         self._changed = True
         _log.info("adopted %s of version %d", ", ".join(adoption.parts), adoption.version)
         self._mailbox.send(StateAdopted())

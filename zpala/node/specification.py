@@ -5,15 +5,10 @@ Owns the texts for an environment that cannot be made. Runs in the main thread o
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
-
-import zpala
 from zpala.config import EnvironmentConfig
 from zpala.node.errors import UsageError
 from zpala.rl.environments import EnvironmentSpec, UnknownEnvironment, UnsupportedEnvironment, environment_spec
-
-PACKAGE = Path(zpala.__file__).parent
+from zpala.rl.user_modules import raised_at
 
 
 def specification(config: EnvironmentConfig) -> EnvironmentSpec:
@@ -29,12 +24,6 @@ def specification(config: EnvironmentConfig) -> EnvironmentSpec:
     except Exception as error:  # whatever the constructor of somebody else's class may raise
         given = ", ".join(f"{name}={value!r}" for name, value in config.args.items())
         raise UsageError(
-            f"environment.id: {config.id!r} cannot be made with {given or 'no arguments'}: {type(error).__name__}: {error}{_place(error)}. "
-            "Arguments of an environment are given by --env-arg."
+            f"environment.id: {config.id!r} cannot be made with {given or 'no arguments'}: {type(error).__name__}: {error}"
+            f"{raised_at(error)}. Arguments of an environment are given by --env-arg."
         ) from error
-
-
-def _place(error: Exception) -> str:
-    """Where it was raised, unless that is zpala's own call."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return "" if not frames or PACKAGE in Path(frames[-1].filename).parents else f" ({frames[-1].filename}:{frames[-1].lineno})"

@@ -3,7 +3,7 @@
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
 from zpala.rl.action_spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from zpala.rl.algorithm import Algorithm, Statistics
-from zpala.rl.algorithms import ALGORITHMS, build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -45,6 +45,7 @@ __all__ = [
     "ActorCritic",
     "Adam",
     "Algorithm",
+    "AlgorithmError",
     "AtariSettings",
     "Batch",
     "Box",
@@ -97,11 +98,13 @@ __all__ = [
     "build_algorithm",
     "build_network",
     "build_optimizer",
+    "build_settings",
     "clip_gradient_norm",
     "discounts",
     "environment_seeds",
     "environment_spec",
     "explained_variance",
+    "find_algorithm",
     "lambda_returns",
     "linear",
     "make_environments",

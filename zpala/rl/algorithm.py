@@ -6,6 +6,7 @@ One turn of the loop (``node/learner.py``, which knows no algorithm by name) is 
     for every step t, for every group of environments [start, stop):
         rollout.set_actions(t, start, stop, algorithm.act(rollout, t, start, stop))
     statistics = algorithm.update(rollout, learning_rate, progress)
+    gossip averages the parameters, or replaces them by another node's: then algorithm.adopted()
 
 An algorithm is used by one thread and knows of no other: the environments step, and gossip averages, between these calls. Whose state is
 whose:
@@ -13,7 +14,8 @@ whose:
 =============================  =====================================================================================================
 ``flat.parameters``            averaged with the neighbours, between ``update`` and ``begin``: nothing else ever is
 ``optimizer.state``, ``steps`` local; travels with the parameters to a node that joins
-``local_state()``              local: a target network, a random stream; a checkpoint has it beside the two above
+``local_state()``              local: a target network, a random stream; a checkpoint has it beside the two above. ``adopted`` says that
+                               the parameters it belongs to are gone
 ``per_step()``                 one rollout long: what acting computed and the update needs again, in the slab
 =============================  =====================================================================================================
 
@@ -76,6 +78,13 @@ class Algorithm(ABC):
 
     def begin(self, rollout: Rollout, progress: float) -> None:  # noqa: B027 - many have nothing to do here
         """A new rollout begins; the parameters may be others since the last one. ``progress``: of the cluster, in [0, 1]."""
+
+    def adopted(self) -> None:  # noqa: B027 - many keep nothing that belongs to their parameters
+        """The parameters, and the optimiser's state if there was one to take, have been replaced by another node's.
+
+        Called before ``begin``: when the run starts from another node's parameters, when this node comes late, and when it has diverged and
+        begins anew. Averaging does not call it.
+        """
 
     @abstractmethod
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:

@@ -11,18 +11,16 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ale_py  # registers the Atari ids
 import gymnasium
 from ale_py import roms
+
+from zpala.rl.user_modules import NoSuchModule, import_named
 
 
 class UnknownEnvironment(ValueError):
@@ -72,7 +70,10 @@ def resolve(env_id: str) -> AtariGame | GymnasiumId | Factory:
 
 def _resolve_in_module(env_id: str) -> GymnasiumId | Factory:
     module_name, _, attribute = env_id.rpartition(":")
-    module = _import_file(env_id, Path(module_name)) if module_name.endswith(".py") else _import_module(env_id, module_name)
+    try:
+        module = import_named(module_name, attribute, "environment")
+    except NoSuchModule as error:
+        raise UnknownEnvironment(f"environment {env_id!r}: {error}") from None
     made = getattr(module, attribute, None)
     if callable(made):
         return Factory(f"{Path(module_name).name if module_name.endswith('.py') else module_name}:{attribute}", made)
@@ -84,37 +85,6 @@ def _resolve_in_module(env_id: str) -> GymnasiumId | Factory:
     raise UnknownEnvironment(
         f"environment {env_id!r}: {module_name} has no callable {attribute!r} and registers no environment of that name.{hint}"
     )
-
-
-def _import_module(env_id: str, name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)  # ``python -m zpala`` looks here for modules, the script ``zpala`` does not
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise
-        raise UnknownEnvironment(
-            f"environment {env_id!r}: there is no module {name!r}. Install it, put its folder on PYTHONPATH, or name the file: "
-            f"path/to/{name}.py:{env_id.rpartition(':')[2]}"
-        ) from None
-
-
-def _import_file(env_id: str, path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UnknownEnvironment(f"environment {env_id!r}: there is no file {str(path)!r} in {Path.cwd()}")
-    name = f"zpala_environment_{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(path.resolve()):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    if spec is None or spec.loader is None:
-        raise UnknownEnvironment(f"environment {env_id!r}: {path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _unknown(env_id: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zpala.config import ConfigError
+from zpala.config import ALGORITHM_NAMES, ConfigError, algorithm_label
 from zpala.metrics import read_rows
 from zpala.run_directory import RunDirectoryError, node_directories
 
@@ -226,7 +226,8 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _facts(config: Mapping[str, Any]) -> tuple[str, ...]:
     environment, algorithm = config.get("environment", {}), config.get("algorithm", {})
-    facts = [str(environment.get("id", "?")), str(algorithm.get("name", "?")).upper()]
+    name = str(algorithm.get("name", "?"))
+    facts = [str(environment.get("id", "?")), name.upper() if name in ALGORITHM_NAMES else algorithm_label(name)]
     if "preset" in config:
         facts.append(f"preset {config['preset']}")
     if "num_steps" in algorithm:

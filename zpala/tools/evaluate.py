@@ -22,7 +22,7 @@ from rich.table import Table
 
 from zpala.config import Config, ConfigError, load_config
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import ALGORITHMS, build_algorithm
+from zpala.rl.algorithms import AlgorithmError, build_algorithm, find_algorithm
 from zpala.rl.environments import EnvironmentSpec, Episode, environment_spec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -192,15 +192,22 @@ def play(
 
 def _load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
     """The algorithm of the run with these parameters, to ask for actions only: its optimiser never steps."""
+    name = config.algorithm.name
     try:
-        heads = ALGORITHMS[config.algorithm.name].HEADS
+        heads = find_algorithm(name).HEADS
+    except AlgorithmError as error:
+        raise ConfigError(f"algorithm: {error}.") from None
+    try:
         network = build_network(spec, channels_last=False, seed=0, heads=heads, **config.network_values())
         flat = FlatParameters(network, device)
         flat.load({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
     except (RuntimeError, ValueError) as error:
         raise RunDirectoryError(f"the checkpoint does not fit the network of its config.toml: {error}") from None
     optimizer = build_optimizer(OptimizerSettings(), flat.numel, device)
-    return build_algorithm(config.algorithm.name, config.algorithm_values(), network, flat, optimizer, seed=0)
+    try:
+        return build_algorithm(name, config.algorithm_values(), network, flat, optimizer, seed=0)
+    except AlgorithmError as error:
+        raise ConfigError(f"algorithm: {error}.") from None
 
 
 def _score(name: str, games: Sequence[Episode], distance: float) -> Score:
