@@ -25,7 +25,8 @@ from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import AlgorithmError, build_algorithm, fill_settings, find_algorithm
+from zpala.rl.algorithms import AlgorithmError, build_algorithm, build_settings, find_algorithm
+from zpala.rl.combinations import Choice, UnsupportedCombination, refuse_combinations
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network, build_network
@@ -106,10 +107,13 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
     name = config.algorithm.name
     try:
         kind = find_algorithm(name)
-        fill_settings(name, kind, config.algorithm_values())
-        refuse_combinations(config.algorithm.label, kind, spec, config.network_values() | config.algorithm_values())
+        build_settings(name, config.algorithm_values())
+        reuse_graph = config.algorithm.reuse_graph is True
+        refuse_combinations(Choice(config.algorithm.label, kind, spec, config.network_values(), reuse_graph))
     except AlgorithmError as error:
         raise UsageError(f"algorithm: {error}.") from error
+    except UnsupportedCombination as error:
+        raise UsageError(str(error)) from error
     channels_last = config.network.channels_last
     try:
         return build_network(

@@ -3,7 +3,7 @@
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
 from zpala.rl.action_spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from zpala.rl.algorithm import Algorithm, Statistics
-from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, fill_settings, find_algorithm
+from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -95,12 +95,12 @@ __all__ = [
     "build_algorithm",
     "build_network",
     "build_optimizer",
+    "build_settings",
     "clip_gradient_norm",
     "discounts",
     "environment_seeds",
     "environment_spec",
     "explained_variance",
-    "fill_settings",
     "find_algorithm",
     "lambda_returns",
     "linear",

@@ -69,12 +69,14 @@ def find_algorithm(name: str) -> type[Algorithm]:
     return kind
 
 
-def fill_settings(name: str, kind: type[Algorithm], values: Mapping[str, Any]) -> Any:
-    """The ``Settings`` of ``kind``: every field from the value of the same name, or else from the table ``values["args"]``.
+def build_settings(name: str, values: Mapping[str, Any]) -> Any:
+    """The ``Settings`` of algorithm ``name``: every field from the value of the same name, or else from the table ``values["args"]``.
 
     Raises:
-        AlgorithmError: the table has an entry that is no field, that is set elsewhere or is of another type; or a field has no value.
+        AlgorithmError: see ``find_algorithm``; or the table has an entry that is no field, that is set elsewhere or is of another type; or
+            a field has no value.
     """
+    kind = find_algorithm(name)
     known: dict[str, Field[Any]] = {field.name: field for field in fields(kind.Settings) if field.init}
     filled = {field: value for field, value in values.items() if field in known and field not in _NOT_SETTINGS}
     has = f"it has {', '.join(known)}" if known else "it has none"
@@ -107,13 +109,13 @@ def build_algorithm(
     """The algorithm that ``name`` means.
 
     Args:
-        values: for the fields of its ``Settings``, see ``fill_settings``; others are not looked at.
+        values: for the fields of its ``Settings``, see ``build_settings``; others are not looked at.
         network, flat, optimizer, seed: see ``Algorithm``.
     Raises:
-        AlgorithmError: see ``find_algorithm`` and ``fill_settings``; or the constructor of an algorithm of one's own raised.
+        AlgorithmError: see ``build_settings``; or the constructor of an algorithm of one's own raised.
     """
     kind = find_algorithm(name)
-    settings = fill_settings(name, kind, values)
+    settings = build_settings(name, values)
     if name in ALGORITHMS:
         return kind(network, flat, optimizer, settings, seed=seed)
     try:
