@@ -90,15 +90,15 @@ def test_an_algorithm_of_ones_own_learns_and_is_evaluated_from_anywhere(processe
     command = command_in("custom_algorithm.py", "zpala")
     assert "examples/custom_algorithm.py:Reinforce" in command
     run = processes.folder / "run"
-    small = ("--total-env-steps", "60_000", "--algorithm-arg", "baseline=true", "--set", "run.log_interval_s=0.5", "--run-dir", run)
+    small = ("--total-env-steps", "40_000", "--algorithm-arg", "baseline=true", "--set", "run.log_interval_s=0.5", "--run-dir", run)
     done = processes(*command, *small, cwd=ROOT)
     assert done.end(55.0) == 0, done.text
     done.wait_for(r"2 nodes learn CartPole-v1 \(custom_algorithm.py:Reinforce,")
     for name in ("n0", "n1"):
-        assert column(run / "nodes" / name, "charts/episodic_return")[-1] > 60.0, "a random policy gets 22"
+        assert column(run / "nodes" / name, "charts/episodic_return")[-1] > 44.0, "a random policy gets 22"
         assert column(run / "nodes" / name, "gossip/deltas_applied")[-1] > 0
     monkeypatch.chdir(processes.folder)
-    assert evaluate_runs([run], episodes=8).scores[-1].mean > 60.0
+    assert evaluate_runs([run], episodes=8).scores[-1].mean > 44.0
 
 
 def test_every_example_is_run_by_a_test() -> None:
