@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from zpala import __version__, cli
 from zpala.config import Config
 from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
+from zpala.rl.algorithms import ALGORITHMS
 from zpala.tools import launch, start
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,6 +148,72 @@ def test_wrong_input_is_one_paragraph_and_exit_2(
     for word in words:
         assert word in err
     assert not list(tmp_path.iterdir()), "nothing was started, nothing was written"
+
+
+VALUES = """from zpala.rl.a2c import A2C
+
+class Values(A2C):
+    HEADS = "action_values"
+"""
+POLICIES = [name for name, kind in ALGORITHMS.items() if kind.HEADS == "actor_critic"]
+LEARN_VALUES = [name for name, kind in ALGORITHMS.items() if kind.HEADS == "action_values"]
+CHOICES, PARTS = (f"tests.rl.scripted_spaces:make_{name}" for name in ("choices", "parts"))
+
+
+@pytest.mark.parametrize("name", ["values.py:Values", *LEARN_VALUES])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--env", "Pendulum-v1"), ("algorithm.name: ", "actions must be Discrete", "box 1: -2 to 2", "Use ", *POLICIES)),
+        (("--env", CHOICES), ("algorithm.name: ", "actions must be Discrete", "multi_discrete 2,3", "Use ", *POLICIES)),
+        (("--set", "network.core=lstm"), ("network.core: ", "no use for a memory", "Leave network.core at none, or use ", *POLICIES)),
+        (("--set", "network.separate_critic=true"), ("network.separate_critic: ", "no critic", "auto")),
+        (("--set", "network.squash_actions=true"), ("network.squash_actions: ", "discrete 2", "Leave it at false")),
+        (("--set", "network.name=nature_cnn"), ("network: nature_cnn needs uint8 images", "there is the mlp")),
+    ],
+)
+def test_what_does_not_go_together_with_values_of_actions_is_refused(
+    run: Run, name: str, options: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run, ("--algorithm", name, *options), (name, *words) if words[0] == "algorithm.name: " else words, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--set", "network.dueling=true"), ("network.dueling: ", "no values of actions", "Leave it at false")),
+        (("--set", "network.squash_actions=true"), ("network.squash_actions: ", "discrete 2", "Leave it at false")),
+        (("--env", CHOICES, "--set", "network.squash_actions=true"), ("network.squash_actions: ", "multi_discrete 2,3")),
+        (("--env", PARTS, "--set", "network.name=nips_cnn"), ("network: nips_cnn needs uint8 images", "no part of", "there is the mlp")),
+        (("--set", "network.name=impala_resnet"), ("network: impala_resnet needs uint8 images", "there is the mlp")),
+    ],
+)
+def test_what_does_not_go_together_with_a_policy_is_refused(
+    run: Run, name: str, options: tuple[str, ...], words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused(run, ("--algorithm", name, *options), words, tmp_path, monkeypatch)
+
+
+def test_a_kept_graph_does_not_go_together_with_a_memory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--set", "algorithm.reuse_graph=true", "--set", "network.core=lstm")
+    refused(
+        run, options, ("algorithm.reuse_graph: ", "whole rollout again", "Leave it at auto, or network.core at none"), tmp_path, monkeypatch
+    )
+
+
+def refused(run: Run, options: Sequence[str], words: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``zpala launch`` says why in one paragraph, and makes nothing."""
+    (folder / "values.py").write_text(VALUES)
+    monkeypatch.chdir(folder)
+    status, out, err = run("launch", "-n", "2", *options)
+    assert (status, out) == (ExitCode.USAGE, "")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert [path.name for path in folder.iterdir() if path.name != "__pycache__"] == ["values.py"], (
+        "nothing was started, nothing was written"
+    )
 
 
 def test_a_malformed_hosts_line_names_file_and_line(run: Run, tmp_path: Path) -> None:
