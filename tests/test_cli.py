@@ -202,6 +202,11 @@ def test_a_kept_graph_does_not_go_together_with_a_memory(run: Run, tmp_path: Pat
     )
 
 
+def test_what_an_algorithm_of_ones_own_refuses_is_refused_by_launch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--algorithm", f"{ROOT}/examples/custom_algorithm.py:Reinforce", "--set", "network.core=lstm")
+    refused(run, options, ("Reinforce cannot be made: ValueError: leave network.core", "custom_algorithm.py:"), tmp_path, monkeypatch)
+
+
 def refused(run: Run, options: Sequence[str], words: Sequence[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``zpala launch`` says why in one paragraph, and makes nothing."""
     (folder / "values.py").write_text(VALUES)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,6 +15,9 @@ from zpala.node.specification import specification
 from zpala.rl.algorithms import ALGORITHMS
 
 HOSTS = "127.0.0.1:5670\n127.0.0.1:5671\n"
+
+
+MINE = "from zpala.rl import A2C\nclass Mine(A2C): ...\nclass Other(A2C): ...\n"
 
 
 def agreed(name: str) -> dict[str, str]:
@@ -27,3 +32,15 @@ def test_another_algorithm_is_another_agreement(name: str) -> None:
     found = agreed(name)
     assert found["algorithm"] == name
     assert {field for field, value in agreed("a2c").items() if found[field] != value} == ({"algorithm"} if name != "a2c" else set())
+
+
+def test_nodes_with_an_algorithm_of_ones_own_agree_on_file_name_and_class(tmp_path: Path) -> None:
+    found = []
+    for folder, name in (("here", "Mine"), ("there", "Mine"), ("there", "Other")):
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(MINE)
+        found.append(agreed(f"{path}:{name}"))
+    assert found[0] == found[1]
+    assert found[0]["algorithm"] == "mine.py:Mine"
+    assert {field for field, value in found[2].items() if found[0][field] != value} == {"algorithm"}

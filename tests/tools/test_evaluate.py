@@ -177,6 +177,17 @@ def test_a_checkpoint_that_does_not_fit_its_configuration(tmp_path: Path) -> Non
         evaluate_runs([tmp_path / "run"], episodes=1)
 
 
+def test_an_algorithm_of_ones_own_whose_file_is_gone_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from zpala.rl import A2C\nclass Mine(A2C): ...\n")
+    config = load_config(None, {"network.hidden_sizes": [8], "algorithm.name": f"{path}:Mine"}, {})
+    save(tmp_path / "run", "n0", config, parameters_of(config, 0))
+    assert evaluate_runs([tmp_path / "run"], episodes=1).scores[0].episodes == 1
+    path.unlink()
+    with pytest.raises(ConfigError, match=rf"algorithm: {path}:Mine: there is no file '{path}'"):
+        evaluate_runs([tmp_path / "run"], episodes=1)
+
+
 def test_the_mean_and_the_distance_by_hand(tmp_path: Path) -> None:
     from zpala.run_directory import Checkpoint
 

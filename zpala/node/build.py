@@ -25,7 +25,7 @@ from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import AlgorithmError, build_algorithm, build_settings, find_algorithm
+from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
 from zpala.rl.combinations import Choice, UnsupportedCombination, refuse_combinations
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
@@ -98,8 +98,12 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
 
 
 def check_parts(config: Config, spec: EnvironmentSpec) -> None:
-    """Refuses with a ``UsageError`` what ``build_parts`` would, but for what the constructor of a person's own algorithm raises."""
-    _network(config, spec, torch.device("cpu"))
+    """Refuses with a ``UsageError`` what ``build_parts`` would. A person's own algorithm is made once: it alone knows what it refuses."""
+    device = torch.device("cpu")
+    if config.algorithm.name in ALGORITHMS:
+        _network(config, spec, device)
+    else:
+        build_parts(config, spec, 0, device, 1)
 
 
 def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Network:
