@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -61,6 +61,9 @@ class Section(BaseModel):
     """Settings are frozen, unknown keys are refused and types are not coerced (``"5"`` is no number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class RunConfig(Section):
@@ -109,7 +112,7 @@ class NetworkConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["a2c", "ppo", "vtrace"] = Field("a2c", description="Learning algorithm.")
+    name: Literal["a2c", "ppo", "nstep_q", "vtrace"] = Field("a2c", description="Learning algorithm.")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
@@ -147,6 +150,34 @@ class VTraceConfig(Section):
     rho_clip: float = Field(1.0, gt=0, description="Ratios of new to old probability that weigh errors are at most this.")
     c_clip: float = Field(1.0, gt=0, description="Ratios that pass later errors on to earlier steps are at most this.")
     lag: int = Field(0, ge=0, le=64, description="Act with the parameters of so many updates ago: what staleness costs, and no speed.")
+
+
+class QLearningConfig(Section):
+    """What the value-based algorithms have in common."""
+
+    double: bool = Field(True, description="The network chooses the next action, the target network values it; else the target does both.")
+    loss: Literal["huber", "squared"] = Field("huber", description="huber: errors beyond 1 count linearly.")
+    target_update_steps: int = Field(100, ge=1, description="The target network follows after so many optimiser steps of the node.")
+    target_update_weight: float = Field(1.0, gt=0, le=1, description="By this share of the way; 1: it becomes a copy.")
+    exploration_fraction: float = Field(0.1, ge=0, le=1, description="Of the cluster's progress in which epsilon falls linearly from 1.")
+
+
+class NStepQConfig(QLearningConfig):
+    final_epsilons: tuple[Probability, ...] = Field(
+        (0.1, 0.01, 0.5), min_length=1, strict=False, description="What epsilon falls to, in different environments."
+    )
+    epsilon_shares: tuple[Probability, ...] = Field(
+        (0.4, 0.3, 0.3), strict=False, description="The share of the environments for each of final_epsilons; they sum to 1."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> NStepQConfig:
+        if len(self.epsilon_shares) != len(self.final_epsilons) or abs(sum(self.epsilon_shares) - 1.0) > 1e-6:
+            raise ValueError(
+                f"epsilon_shares = {list(self.epsilon_shares)} must have as many numbers as final_epsilons = {list(self.final_epsilons)} "
+                "and sum to 1"
+            )
+        return self
 
 
 class OptimizerConfig(Section):
@@ -245,6 +276,7 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     ppo: PPOConfig = PPOConfig()
+    nstep_q: NStepQConfig = NStepQConfig()
     vtrace: VTraceConfig = VTraceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gossip: GossipConfig = GossipConfig()

@@ -9,11 +9,12 @@ from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic
+from zpala.rl.nstep_q import NStepQ
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
 from zpala.rl.vtrace import VTrace
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "vtrace": VTrace}
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "nstep_q": NStepQ, "vtrace": VTrace}
 
 
 def build_algorithm(
