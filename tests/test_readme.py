@@ -13,7 +13,7 @@ from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import shipped_topologies
 from zpala.rl import build_network, environment_spec
-from zpala.rl.networks import NetworkName
+from zpala.rl.trunks import NetworkName
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -101,8 +101,17 @@ class NetworkConfig(Section):
         "auto", description="auto: nature_cnn for images, mlp for vectors."
     )
     separate_critic: bool | Literal["auto"] = Field(
-        "auto", description="A trunk of its own for the value instead of one for both; auto: for the mlp."
+        "auto", description="A trunk of its own for the value instead of one for both; auto: for the mlp without a core."
     )
+    core: Literal["none", "lstm"] = Field("none", description="A memory between trunk and heads, forgotten when a game begins.")
+    core_size: int = Field(128, ge=1, description="Units of the core.")
+    normalize_observations: bool = Field(
+        False, description="Vectors get mean 0 and standard deviation 1 by running statistics, which nodes merge."
+    )
+    squash_actions: bool = Field(
+        False, description="Box actions: tanh of a Gaussian within the bounds, instead of a Gaussian that is clipped."
+    )
+    dueling: bool = Field(False, description="Q-learning: values of actions from a value and advantages.")
     hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
     channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")
@@ -293,6 +302,13 @@ class Config(Section):
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")
         return self
+
+    def network_values(self) -> dict[str, Any]:
+        """What ``zpala.rl.build_network`` takes by keyword, beside seed, heads and channels_last."""
+        n = self.network
+        names = ("name", "hidden_sizes", "activation", "separate_critic", "core", "core_size")
+        more = ("normalize_observations", "squash_actions", "dueling")
+        return {**{name: getattr(n, name) for name in (*names, *more)}, "contrast": n.initial_weights == "contrast"}
 
     def algorithm_values(self, *, keeps_graph: bool = False) -> dict[str, object]:
         """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``keeps_graph``: ``auto`` of reuse_graph."""

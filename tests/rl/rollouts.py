@@ -6,17 +6,20 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
+from zpala.rl.policies import Categorical, Evaluated
 from zpala.rl.rollout import Rollout
 
 
 def spec(shape: tuple[int, ...] = (3,), dtype: str = "float32", num_actions: int = 2) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 Agent = TypeVar("Agent", bound=Algorithm)
@@ -51,3 +54,8 @@ def act_everywhere(agent: Algorithm, rollout: Rollout, progress: float = 0.0) ->
     agent.begin(rollout, progress)
     for t in range(rollout.num_steps):
         rollout.set_actions(t, 0, rollout.num_envs, agent.act(rollout, t, 0, rollout.num_envs))
+
+
+def categorical(logits: Tensor, actions: Tensor) -> Evaluated:
+    """What a softmax of ``logits`` f32[B, A] says of ``actions`` i64[B]; of those below 0, as of action 0."""
+    return Categorical(logits.shape[-1]).evaluate(logits, actions.clamp(min=0))

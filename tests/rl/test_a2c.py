@@ -7,23 +7,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.rl.rollouts import categorical
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic, build_network
+from zpala.rl.networks import build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.rollout import Rollout
 
 
 def spec(shape: tuple[int, ...] = (3,), dtype: str = "float32", num_actions: int = 2) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 IMAGES = spec((4, 84, 84), "uint8", 6)
 
 
 def algorithm(given: EnvironmentSpec, settings: A2CSettings, hidden: tuple[int, ...] = (16,), activation: str = "tanh") -> A2C:
-    network: ActorCritic = build_network(given, "auto", hidden, "relu" if activation == "relu" else "tanh", False, 1)
+    network = build_network(given, "auto", hidden, "relu" if activation == "relu" else "tanh", False, 1)
     flat = FlatParameters(network)
     return A2C(network, flat, build_optimizer(OptimizerSettings(), flat.numel), settings, seed=5)
 
@@ -37,7 +39,8 @@ def random_rollout(given: EnvironmentSpec, steps: int = 3, envs: int = 4, seed: 
         else:
             tensor.normal_(generator=generator)
     rollout.rewards.normal_(generator=generator)
-    rollout.actions.random_(0, given.num_actions, generator=generator)
+    assert isinstance(given.actions, Discrete)
+    rollout.actions.random_(0, given.actions.n, generator=generator)
     for tensor, probability in ((rollout.terminated, 0.2), (rollout.truncated, 0.2), (rollout.valid, 0.8)):
         tensor.copy_(torch.rand(tensor.shape, generator=generator) < probability)
     return rollout
@@ -56,9 +59,8 @@ def test_hand_worked_loss_and_gradient() -> None:
     logits = torch.tensor([[0.0, 0.0], [math.log(3.0), 0.0], [9.0, -9.0]], requires_grad=True)
     values = torch.tensor([1.0, 2.0, 50.0], requires_grad=True)
     loss = a2c_loss(
-        logits,
+        categorical(logits, torch.tensor([0, 1, -7])),
         values,
-        torch.tensor([0, 1, -7]),
         torch.tensor([3.0, 1.0, float("inf")]).nan_to_num(posinf=1e9),
         torch.tensor([True, True, False]),
         entropy_coefficient=0.1,
@@ -88,9 +90,8 @@ def test_normalized_advantages_have_mean_0_and_deviation_1_over_the_valid_steps(
     """Advantages 5, 1, 3 of equal chances (and one masked): mean 3, variance 8/3; the value's error is left as it is."""
     logits = torch.zeros(4, 2, requires_grad=True)
     loss = a2c_loss(
-        logits,
+        categorical(logits, torch.tensor([0, 1, 0, 1])),
         torch.zeros(4),
-        torch.tensor([0, 1, 0, 1]),
         torch.tensor([5.0, 1.0, 3.0, 1e6]),
         torch.tensor([True, True, True, False]),
         entropy_coefficient=0.0,
@@ -121,9 +122,8 @@ def test_equal_advantages_normalize_to_nothing() -> None:
 def test_nothing_valid_is_no_loss() -> None:
     logits = torch.zeros(2, 2, requires_grad=True)
     loss = a2c_loss(
-        logits,
+        categorical(logits, torch.zeros(2, dtype=torch.long)),
         torch.zeros(2),
-        torch.zeros(2, dtype=torch.long),
         torch.ones(2),
         torch.zeros(2, dtype=torch.bool),
         entropy_coefficient=0.1,
@@ -134,9 +134,16 @@ def test_nothing_valid_is_no_loss() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    flags, actions = torch.ones(2, dtype=torch.bool), torch.zeros(2, dtype=torch.long)
+    flags, said = torch.ones(2, dtype=torch.bool), categorical(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="shapes"):
-        a2c_loss(torch.zeros(2, 3), torch.zeros(2, 1), actions, torch.zeros(2), flags, entropy_coefficient=0.0, value_coefficient=0.5)
+        a2c_loss(
+            said,
+            torch.zeros(2, 1),
+            torch.zeros(2),
+            flags,
+            entropy_coefficient=0.0,
+            value_coefficient=0.5,
+        )
 
 
 @pytest.mark.parametrize(("given", "steps"), [(spec(), 5), (IMAGES, 2)])
@@ -203,7 +210,7 @@ def test_truncation_bootstraps_from_the_final_observation_and_not_from_the_next(
     agent = algorithm(spec(), A2CSettings(gamma=0.5, max_grad_norm=1e9), hidden=(1,), activation="relu")
     Constant(agent, 1.0)
     parameters = agent.flat.named_parameters()
-    parameters["value_hidden.0.weight"].fill_(1.0)
+    parameters["critic.hidden.0.weight"].fill_(1.0)
     parameters["value.weight"].fill_(1.0)
     rollout = Rollout(spec(), 1, 2)
     rollout.observations[0] = 0.0
@@ -277,8 +284,14 @@ def test_evaluation_takes_the_best_action_or_a_sample() -> None:
     Constant(agent, 0.0)
     agent.flat.named_parameters()["policy.bias"].copy_(torch.tensor([0.1, 0.6, 0.3]).log())
     observations = torch.zeros(20_000, 3)
-    assert set(agent.choose(observations, None).tolist()) == {1}
-    shares = torch.bincount(agent.choose(observations, torch.Generator().manual_seed(4)), minlength=3) / 20_000
+    begins = torch.ones(len(observations), dtype=torch.bool)
+    assert set(agent.choose(observations, begins, None).tolist()) == {1}
+    shares = (
+        torch.bincount(
+            agent.choose(observations, torch.ones(len(observations), dtype=torch.bool), torch.Generator().manual_seed(4)), minlength=3
+        )
+        / 20_000
+    )
     assert shares.tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.015)
 
 

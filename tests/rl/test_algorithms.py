@@ -24,7 +24,7 @@ NAMES = sorted(ALGORITHMS)
 def build(name: str, environments: Environments, **overrides: object) -> Algorithm:
     values: dict[str, object] = {"algorithm.name": name, **overrides}
     config: Config = load_config(None, values, {})
-    network = build_network(environments.spec, "auto", (32,), "tanh", False, 1)
+    network = build_network(environments.spec, "auto", (32,), "tanh", False, 1, heads=ALGORITHMS[name].HEADS)
     flat = FlatParameters(network)
     optimizer = build_optimizer(OptimizerSettings(name="adam"), flat.numel)
     return build_algorithm(name, config.algorithm_values(), network, flat, optimizer, seed=5)
@@ -69,7 +69,7 @@ def test_a_guessing_game_is_solved_in_seconds(name: str) -> None:
     assert np.mean(returns[:16]) < 4.5
     assert np.mean(returns[-64:]) > 7.5
     observations = torch.eye(3)
-    assert agent.choose(observations, None).tolist() == [0, 1, 2]
+    assert agent.choose(observations, torch.ones(3, dtype=torch.bool), None).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from zpala.rl.action_spaces import Discrete
+from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import ALIGNMENT, FlatParameters
-from zpala.rl.networks import NatureCNN
+from zpala.rl.networks import ActorCritic, build_network
 from zpala.rl.optimizers import RMSprop
 
 
@@ -52,8 +55,9 @@ def test_gradients_are_summed_into_the_vector() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_views_survive_training_and_loading(channels_last: bool) -> None:
-    network = NatureCNN((4, 84, 84), 6, channels_last=channels_last)
-    network.initialise(1)
+    images = EnvironmentSpec("test", (4, 84, 84), np.dtype("uint8"), Discrete(6), 1, False, "test")
+    network = build_network(images, "nature_cnn", (), "relu", channels_last, 1)
+    assert isinstance(network, ActorCritic)
     flat = FlatParameters(network)
     optimizer = RMSprop(flat.numel)
     saved = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
@@ -70,7 +74,7 @@ def test_views_survive_training_and_loading(channels_last: bool) -> None:
     for view in flat.views(padding).values():
         view.fill_(False)
     assert not flat.parameters[padding].any()
-    assert torch.equal(flat.named_parameters()["hidden.weight"], saved["hidden.weight"])
+    assert torch.equal(flat.named_parameters()["trunk.hidden.weight"], saved["trunk.hidden.weight"])
 
 
 def test_check_names_what_left_the_vector() -> None:

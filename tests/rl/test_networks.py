@@ -10,14 +10,16 @@ from torch import Tensor, nn
 
 from zpala.config import NetworkConfig
 from zpala.gossip.schema import Schema, TensorEntry
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NetworkName, NipsCNN, build_network
+from zpala.rl.networks import ActorCritic, Network, build_network
 from zpala.rl.rollout import Rollout
+from zpala.rl.trunks import MLP, ImpalaResNet, NatureCNN, NetworkName, NipsCNN
 
 
 def spec(shape: tuple[int, ...], dtype: str, num_actions: int = 6) -> EnvironmentSpec:
-    return EnvironmentSpec("test", shape, np.dtype(dtype), num_actions, 1, False, "test")
+    return EnvironmentSpec("test", shape, np.dtype(dtype), Discrete(num_actions), 1, False, "test")
 
 
 IMAGES = spec((4, 84, 84), "uint8")
@@ -34,12 +36,17 @@ KINDS: list[tuple[EnvironmentSpec, NetworkName]] = [
 IMAGE_NETWORKS: list[NetworkName] = ["nature_cnn", "nips_cnn", "impala_resnet"]
 
 
+def actor_critic(network: Network) -> ActorCritic:
+    assert isinstance(network, ActorCritic)
+    return network
+
+
 def build(given: EnvironmentSpec, seed: int = 1, channels_last: bool = False, contrast: bool = False) -> ActorCritic:
-    return build_network(given, "auto", (64, 64), "tanh", channels_last, seed, contrast=contrast)
+    return actor_critic(build_network(given, "auto", (64, 64), "tanh", channels_last, seed, contrast=contrast))
 
 
 def named(name: NetworkName, given: EnvironmentSpec = IMAGES, *, channels_last: bool = False, separate: bool = False) -> ActorCritic:
-    return build_network(given, name, (64, 64), "tanh", channels_last, 1, separate_critic=separate)
+    return actor_critic(build_network(given, name, (64, 64), "tanh", channels_last, 1, separate_critic=separate))
 
 
 def pictures(count: int) -> Tensor:
@@ -52,9 +59,9 @@ def test_shapes(given: EnvironmentSpec, name: NetworkName, separate: bool) -> No
     network = named(name, given, separate=separate)
     observation = torch.zeros((5, *given.observation_shape), dtype=torch.uint8 if given is IMAGES else torch.float32)
     logits, values = network(observation)
-    assert logits.shape == (5, given.num_actions)
+    assert logits.shape == (5, 2 if given is VECTORS else 6)
     assert values.shape == (5,)
-    assert torch.equal(network.logits(observation), logits)
+    assert torch.equal(network.policies(observation), logits)
     assert torch.equal(network.values(observation), values)
 
 
@@ -69,17 +76,21 @@ def test_one_seed_one_network_and_the_global_generator_is_left_alone(given: Envi
 
 def test_initial_weights_are_orthogonal() -> None:
     network = build(IMAGES)
-    assert isinstance(network, NatureCNN)
-    for weight, gain in ((network.convolution2.weight, 2.0), (network.hidden.weight, 2.0), (network.policy.weight, 1e-4)):
+    assert isinstance(network.trunk, NatureCNN)
+    for weight, gain in ((network.trunk.convolution2.weight, 2.0), (network.trunk.hidden.weight, 2.0), (network.policy.weight, 1e-4)):
         rows = weight.detach().flatten(1)
         torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), atol=1e-4, rtol=0)
-    assert not network.hidden.bias.any()
+    assert not network.trunk.hidden.bias.any()
 
 
 def test_contrast_keeps_weights_nearly_orthogonal_and_the_heads_as_they_were() -> None:
     plain, network = build(IMAGES), build(IMAGES, contrast=True)
-    assert isinstance(network, NatureCNN)
-    for weight, gain in ((network.convolution1.weight / 10, 2.0), (network.convolution2.weight, 2.0), (network.hidden.weight, 2.0)):
+    assert isinstance(network.trunk, NatureCNN)
+    for weight, gain in (
+        (network.trunk.convolution1.weight / 10, 2.0),
+        (network.trunk.convolution2.weight, 2.0),
+        (network.trunk.hidden.weight, 2.0),
+    ):
         rows = weight.detach().flatten(1)
         torch.testing.assert_close(rows @ rows.T, gain * torch.eye(len(rows)), atol=0.12, rtol=0)
     for head in ("policy.weight", "value.weight"):
@@ -90,14 +101,14 @@ def test_contrast_keeps_weights_nearly_orthogonal_and_the_heads_as_they_were() -
 @pytest.mark.parametrize("grey", [0, 87, 255])
 def test_with_contrast_an_even_background_excites_no_unit(grey: int, name: NetworkName) -> None:
     plain = named(name)
-    network = build_network(IMAGES, name, (), "relu", False, 1, contrast=True)
+    network = actor_critic(build_network(IMAGES, name, (), "relu", False, 1, contrast=True))
     even = torch.full((1, 4, 84, 84), grey, dtype=torch.uint8)
-    assert network.body(even).abs().max().item() < 1e-4
-    assert plain.body(even).abs().max().item() >= 1e-3 * grey
+    assert network.trunk(even).abs().max().item() < 1e-4
+    assert plain.trunk(even).abs().max().item() >= 1e-3 * grey
     # An edge does.
     edge = even.clone()
     edge[..., 30:50, 30:50] = 128
-    assert network.body(edge).max().item() > 1e-2
+    assert network.trunk(edge).max().item() > 1e-2
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -111,15 +122,14 @@ def test_channels_last_changes_the_layout_and_not_the_result(name: NetworkName, 
 
 
 def test_bytes_are_scaled_to_one() -> None:
-    network = MLP((2,), 2, (8,), "relu")
-    network.initialise(0)
+    network = build(spec((2,), "uint8"))
     torch.testing.assert_close(network(torch.full((1, 2), 255, dtype=torch.uint8)), network(torch.ones(1, 2)))
 
 
 def test_auto_takes_the_network_that_fits() -> None:
-    assert isinstance(build(IMAGES), NatureCNN)
-    assert isinstance(build(VECTORS), MLP)
-    assert isinstance(build(spec((128,), "uint8")), MLP)
+    assert isinstance(build(IMAGES).trunk, NatureCNN)
+    assert isinstance(build(VECTORS).trunk, MLP)
+    assert isinstance(build(spec((128,), "uint8")).trunk, MLP)
 
 
 # By hand: weights and biases of each layer, for pictures of 4 x 84 x 84, without the heads.
@@ -179,12 +189,12 @@ def pool(x: Tensor) -> Tensor:
 
 def test_the_nips_network_computes_what_the_paper_draws() -> None:
     network = named("nips_cnn")
-    assert isinstance(network, NipsCNN)
+    assert isinstance(network.trunk, NipsCNN)
     x = pictures(2) / 255
-    x = convolve(x, network.convolution1).clamp(min=0)
-    x = convolve(x, network.convolution2).clamp(min=0)
+    x = convolve(x, network.trunk.convolution1).clamp(min=0)
+    x = convolve(x, network.trunk.convolution2).clamp(min=0)
     assert x.shape == (2, 32, 9, 9)
-    features = (x.flatten(1) @ network.hidden.weight.T + network.hidden.bias).clamp(min=0)
+    features = (x.flatten(1) @ network.trunk.hidden.weight.T + network.trunk.hidden.bias).clamp(min=0)
     logits, values = network(pictures(2))
     torch.testing.assert_close(logits, features @ network.policy.weight.T + network.policy.bias, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(values, (features @ network.value.weight.T + network.value.bias)[:, 0], rtol=1e-4, atol=1e-5)
@@ -192,7 +202,7 @@ def test_the_nips_network_computes_what_the_paper_draws() -> None:
 
 def test_the_impala_network_computes_what_the_paper_draws() -> None:
     network = named("impala_resnet")
-    assert isinstance(network, ImpalaResNet)
+    assert isinstance(network.trunk, ImpalaResNet)
     with torch.no_grad():  # biases are 0 in the beginning: a forgotten one would not show
         for number, parameter in enumerate(network.parameters()):
             if parameter.dim() == 1:
@@ -207,13 +217,13 @@ def test_the_impala_network_computes_what_the_paper_draws() -> None:
             added = convolve(added, block[0], padding=1).clamp(min=0)
             x = x + convolve(added, block[1], padding=1)
     assert x.shape == (2, 32, 11, 11)
-    features = (x.clamp(min=0).flatten(1) @ network.hidden.weight.T + network.hidden.bias).clamp(min=0)
-    torch.testing.assert_close(network.body(pictures(2)), features, rtol=1e-4, atol=1e-5)
+    features = (x.clamp(min=0).flatten(1) @ network.trunk.hidden.weight.T + network.trunk.hidden.bias).clamp(min=0)
+    torch.testing.assert_close(network.trunk(pictures(2)), features, rtol=1e-4, atol=1e-5)
 
 
 def test_impala_weights_are_orthogonal_and_its_first_values_small() -> None:
     network = named("impala_resnet")
-    assert isinstance(network, ImpalaResNet)
+    assert isinstance(network.trunk, ImpalaResNet)
     convolutions = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
     squares = [1.0, 2.0, 2 / 6, 2.0, 2 / 6] * 3
     for layer, square in zip(convolutions, squares, strict=True):
@@ -247,8 +257,8 @@ def test_a_separate_critic_shares_nothing(given: EnvironmentSpec, name: NetworkN
 def test_both_trunks_begin_differently_and_the_policy_as_without(given: EnvironmentSpec, name: NetworkName) -> None:
     separate = named(name, given, separate=True)
     state = separate.state_dict()
-    twin = "value_hidden.0.weight" if name == "mlp" else "critic.hidden.weight"
-    own = "hidden.0.weight" if name == "mlp" else "hidden.weight"
+    twin = "critic.hidden.0.weight" if name == "mlp" else "critic.hidden.weight"
+    own = "trunk.hidden.0.weight" if name == "mlp" else "trunk.hidden.weight"
     assert state[twin].shape == state[own].shape
     assert not torch.equal(state[twin], state[own])
     assert torch.equal(state[own], named(name, given).state_dict()[own])
@@ -276,7 +286,7 @@ def test_the_flat_vector_is_in_the_order_of_the_forward_pass(name: NetworkName) 
     critic = [index for index, owner in enumerate(owners) if owner == "critic"]
     assert owners[-4:] == ["policy", "policy", "value", "value"]
     assert critic == list(range(critic[0], len(owners) - 4))
-    mine = [entry.name for entry in schema.entries[: critic[0]]]
+    mine = [entry.name.removeprefix("trunk.") for entry in schema.entries[: critic[0]]]
     assert [entry.name for entry in schema.entries[critic[0] : -4]] == [f"critic.{key}" for key in mine]
     assert all(entry.offset % 16 == 0 for entry in schema.entries)
     assert schema.numel == sum(math.ceil(entry.size / 16) * 16 for entry in schema.entries)
@@ -320,8 +330,8 @@ def test_networks_that_do_not_fit_are_refused() -> None:
             named(name, VECTORS)
     with pytest.raises(ValueError, match=r"nips_cnn needs images .* 20 x 20"):
         named("nips_cnn", spec((4, 84, 19), "uint8"))
-    assert named("nips_cnn", spec((4, 20, 20), "uint8")).body(torch.zeros(1, 4, 20, 20, dtype=torch.uint8)).shape == (1, 256)
-    assert named("impala_resnet", spec((3, 5, 9), "uint8")).body(torch.zeros(1, 3, 5, 9, dtype=torch.uint8)).shape == (1, 256)
+    assert named("nips_cnn", spec((4, 20, 20), "uint8")).trunk(torch.zeros(1, 4, 20, 20, dtype=torch.uint8)).shape == (1, 256)
+    assert named("impala_resnet", spec((3, 5, 9), "uint8")).trunk(torch.zeros(1, 3, 5, 9, dtype=torch.uint8)).shape == (1, 256)
     with pytest.raises(ValueError, match="initial_weights = contrast is for nature_cnn and nips_cnn"):
         build_network(IMAGES, "impala_resnet", (), "relu", False, 0, contrast=True)
     with pytest.raises(ValueError, match="uint8 images"):

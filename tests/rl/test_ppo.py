@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rl.rollouts import act_everywhere, agent_of, fill_with_noise, noisy_rollout, spec
+from tests.rl.rollouts import act_everywhere, agent_of, categorical, fill_with_noise, noisy_rollout, spec
 from zpala.rl.a2c import A2C, A2CSettings
+from zpala.rl.networks import Output
 from zpala.rl.ppo import PPO, PPOSettings, ppo_loss
 from zpala.rl.rollout import Rollout
 
@@ -20,9 +21,8 @@ def test_the_clipped_objective_equals_a_slow_reference() -> None:
     actions = torch.randint(3, (200,), generator=generator)
     old = torch.log_softmax(logits + 0.4 * torch.randn(200, 3, generator=generator), -1).gather(-1, actions[:, None])[:, 0]
     found = ppo_loss(
-        logits,
+        categorical(logits, actions),
         values,
-        actions,
         old,
         old_values,
         returns,
@@ -64,9 +64,8 @@ def test_beyond_the_range_there_is_no_gradient() -> None:
         logits = torch.zeros(1, 2, requires_grad=True)
         one = torch.ones(1)
         loss = ppo_loss(
-            logits,
+            categorical(logits, torch.tensor([0])),
             0 * one,
-            torch.tensor([0]),
             torch.tensor([math.log(0.25)]),
             0 * one,
             advantage * one,
@@ -82,7 +81,16 @@ def test_beyond_the_range_there_is_no_gradient() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     x = torch.zeros(2)
     with pytest.raises(ValueError, match="shapes"):
-        ppo_loss(torch.zeros(2, 3), x, x.long(), x, x, torch.zeros(2, 1), clip_range=0.2, entropy_coefficient=0.0, value_coefficient=0.0)
+        ppo_loss(
+            categorical(torch.zeros(2, 3), x.long()),
+            x,
+            x,
+            x,
+            torch.zeros(2, 1),
+            clip_range=0.2,
+            entropy_coefficient=0.0,
+            value_coefficient=0.0,
+        )
 
 
 @pytest.mark.parametrize(("gae_lambda", "normalize"), [(1.0, False), (0.9, False), (0.9, True)])
@@ -113,7 +121,7 @@ def test_every_valid_step_is_used_once_per_epoch(size: int, minibatches: int) ->
     seen: list[torch.Tensor] = []
     forward = agent.network.forward
 
-    def watch(observation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watch(observation: torch.Tensor) -> Output:
         seen.append(observation)
         return forward(observation)
 

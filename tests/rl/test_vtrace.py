@@ -124,7 +124,7 @@ def test_it_acts_with_the_parameters_of_so_many_updates_ago(lag: int) -> None:
         with torch.no_grad():
             now = agent.flat.parameters.clone()
             agent.flat.parameters.copy_(acted)
-            logits = agent.network.logits(rollout.observations[:-1].flatten(0, 1))
+            logits = agent.network.policies(rollout.observations[:-1].flatten(0, 1))
             agent.flat.parameters.copy_(now)
         chosen = torch.log_softmax(logits, -1).gather(-1, rollout.actions.flatten()[:, None])[:, 0]
         torch.testing.assert_close(rollout.extra["log_probabilities"].flatten(), chosen, rtol=1e-4, atol=1e-5)

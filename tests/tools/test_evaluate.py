@@ -90,7 +90,7 @@ def test_a_network_with_or_without_a_critic_of_its_own_plays(tmp_path: Path) -> 
         spec = environment_spec(config.environment.id)
         network = build_network(spec, "mlp", config.network.hidden_sizes, "tanh", False, 1, separate_critic=separate)
         parameters = {name: parameter.detach().numpy().copy() for name, parameter in network.named_parameters()}
-        assert any(name.startswith("value_hidden") for name in parameters) is separate
+        assert any(name.startswith("critic.") for name in parameters) is separate
         save(tmp_path / f"run{separate}", "n0", config, parameters)
         (score,) = evaluate_runs([tmp_path / f"run{separate}"], episodes=2, node="n0").scores
         assert score.episodes == 2

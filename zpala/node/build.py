@@ -25,7 +25,7 @@ from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, build_algorithm
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -69,18 +69,16 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
     # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
-    keeps_graph = device.type == "cpu" and threads == 1 and len(spec.observation_shape) == 3
+    images = len(spec.observation_shape) == 3
+    keeps_graph = device.type == "cpu" and threads == 1 and images and config.network.core == "none"
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
         network = build_network(
             spec,
-            n.name,
-            n.hidden_sizes,
-            n.activation,
-            channels_last,
-            config.run.seed,
-            contrast=n.initial_weights == "contrast",
-            separate_critic=n.separate_critic,
+            channels_last=channels_last,
+            seed=config.run.seed,
+            heads=ALGORITHMS[config.algorithm.name].HEADS,
+            **config.network_values(),
         )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error

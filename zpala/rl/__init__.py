@@ -1,6 +1,7 @@
 """Reinforcement learning on tensors: environments, networks, rollouts, returns, algorithms. Never threads, never a network connection."""
 
 from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
+from zpala.rl.action_spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from zpala.rl.algorithm import Algorithm, Statistics
 from zpala.rl.algorithms import ALGORITHMS, build_algorithm
 from zpala.rl.environments import (
@@ -15,49 +16,75 @@ from zpala.rl.environments import (
     make_environments,
 )
 from zpala.rl.flat import FlatEntry, FlatParameters
-from zpala.rl.networks import MLP, ActorCritic, ImpalaResNet, NatureCNN, NipsCNN, build_network
+from zpala.rl.inputs import Inputs, Normalizer, Unpacking
+from zpala.rl.lstm import LSTM
+from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Unrolled, build_network
+from zpala.rl.observations import ObservationPart
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
+from zpala.rl.policies import Categorical, Evaluated, Gaussian, MultiCategorical, Policy, SquashedGaussian, policy_for
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
 from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 from zpala.rl.seeding import actor_seed, environment_seeds, node_seed, torch_seed
+from zpala.rl.trunks import MLP, Combined, ImpalaResNet, NatureCNN, NipsCNN, Trunk
 from zpala.rl.vtrace import VTrace, VTraceSettings, VTraceTargets, vtrace_targets
 
 __all__ = [
     "A2C",
     "ALGORITHMS",
+    "LSTM",
     "MLP",
     "PPO",
     "A2CLoss",
     "A2CSettings",
+    "ActionSpace",
+    "ActionValues",
     "ActorCritic",
     "Adam",
     "Algorithm",
     "AtariSettings",
     "Batch",
+    "Box",
+    "Categorical",
+    "Combined",
     "Discounts",
+    "Discrete",
     "EnvironmentSpec",
     "Environments",
     "Episode",
+    "Evaluated",
     "FlatEntry",
     "FlatParameters",
+    "Gaussian",
     "ImpalaResNet",
+    "Inputs",
+    "MultiCategorical",
+    "MultiDiscrete",
     "NatureCNN",
+    "Network",
     "NipsCNN",
+    "Normalizer",
+    "ObservationPart",
     "Optimizer",
     "OptimizerSettings",
+    "Output",
     "PPOLoss",
     "PPOSettings",
     "PerStep",
+    "Policy",
     "PolicyGradient",
     "PolicyGradientSettings",
     "RMSprop",
     "Rollout",
+    "SquashedGaussian",
     "Statistics",
     "StepRow",
+    "Trunk",
     "UnknownEnvironment",
+    "Unpacking",
+    "Unrolled",
     "UnsupportedEnvironment",
     "VTrace",
     "VTraceSettings",
@@ -77,6 +104,7 @@ __all__ = [
     "make_environments",
     "n_step_returns",
     "node_seed",
+    "policy_for",
     "ppo_loss",
     "torch_seed",
     "vtrace_targets",

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Network, Output
 from zpala.rl.optimizers import Optimizer
+from zpala.rl.policies import Evaluated
 from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.rollout import Rollout
 
@@ -41,9 +42,8 @@ class A2CLoss(NamedTuple):
 
 
 def a2c_loss(
-    logits: Tensor,
+    evaluated: Evaluated,
     values: Tensor,
-    actions: Tensor,
     returns: Tensor,
     valid: Tensor,
     *,
@@ -59,24 +59,22 @@ def a2c_loss(
     stable-baselines3's A2C).
 
     Args:
-        logits: f32[B, A].
+        evaluated: log pi(a|s) and H(pi(.|s)), f32[B] each, anything finite where not valid.
         values: f32[B].
-        actions: i64[B] in [0, A), anything where not valid.
         returns: f32[B], without a graph.
         valid: bool[B].
         advantages: f32[B] in place of R - V in the policy's part, without a graph.
     Returns:
         All 0 when no step is valid.
     """
-    if logits.dim() != 2 or values.shape != returns.shape or values.shape != logits.shape[:1] or valid.shape != values.shape:
+    chosen, entropies = evaluated
+    if values.dim() != 1 or any(x.shape != values.shape for x in (chosen, entropies, returns, valid)):
         raise ValueError(
-            f"shapes do not fit: logits {tuple(logits.shape)}, values {tuple(values.shape)}, returns {tuple(returns.shape)}, "
+            f"shapes do not fit: log-probabilities {tuple(chosen.shape)}, values {tuple(values.shape)}, returns {tuple(returns.shape)}, "
             f"valid {tuple(valid.shape)}"
         )
     weight = valid.to(torch.float32)
     weight = weight / weight.sum().clamp_(min=1.0)
-    log_policy = torch.log_softmax(logits, dim=-1)
-    chosen = log_policy.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
     error = returns - values
     advantage = error.detach() if advantages is None else advantages
     if normalize_advantage:
@@ -84,7 +82,7 @@ def a2c_loss(
         advantage = advantage / (torch.dot(advantage.square(), weight).sqrt() + 1e-8)
     policy = -torch.dot(chosen, advantage * weight)
     value = torch.dot(error.square(), weight)
-    entropy = -torch.dot((log_policy.exp() * log_policy).sum(-1), weight)
+    entropy = torch.dot(entropies, weight)
     return A2CLoss(policy + value_coefficient * value - entropy_coefficient * entropy, policy, value, entropy)
 
 
@@ -93,21 +91,21 @@ class A2C(PolicyGradient):
 
     Settings = A2CSettings
 
-    def __init__(self, network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, settings: A2CSettings, *, seed: int) -> None:
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: A2CSettings, *, seed: int) -> None:
         super().__init__(network, flat, optimizer, settings, seed=seed)
+        if settings.reuse_graph and self.network.state_size:
+            raise ValueError("reuse_graph is not for a network with a memory: the update goes through the whole rollout again")
         self.settings = settings
-        self._outputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._outputs: dict[tuple[int, int], Output] = {}
 
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        observation = self._observation(rollout, t, start, stop, kept=self.settings.reuse_graph)
         if self.settings.reuse_graph:
-            logits, values = self.network(observation)
-            self._outputs[t, start] = logits, values
-            logits = logits.detach()
+            kept = self._outputs[t, start] = self.network(self._observation(rollout, t, start, stop, kept=True))
+            outputs = kept.policy.detach()
         else:
             with torch.inference_mode():
-                logits = self.network.logits(observation)
-        return self._sample(logits, t, start, stop)
+                outputs = self._look_for_policy(rollout, t, start, stop)
+        return self.policy.actions(self._draw(outputs, rollout, t, start, stop))
 
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout, whose every action ``act`` has chosen with the present parameters.
@@ -116,13 +114,12 @@ class A2C(PolicyGradient):
         """
         settings = self.settings
         batch = self._batch(rollout)
-        logits, values = self._collect(batch.actions.numel()) if settings.reuse_graph else self.network(batch.observations)
+        outputs, values = self._collect(batch.rewards.numel()) if settings.reuse_graph else self._forward(batch)
         returns = self._returns(batch, values.detach().view_as(batch.rewards)).flatten()
         valid = batch.valid.flatten()
         loss = a2c_loss(
-            logits,
+            self._evaluate(outputs, batch),
             values,
-            batch.actions.flatten(),
             returns,
             valid,
             entropy_coefficient=settings.entropy_coefficient,
@@ -132,6 +129,8 @@ class A2C(PolicyGradient):
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid))
         finite, grad_norm, (policy, value, entropy, explained) = self._descend(loss.total, learning_rate, numbers)
         self._outputs.clear()
+        if finite:
+            self._observe(batch)
         return Statistics(
             finite,
             {
@@ -143,10 +142,10 @@ class A2C(PolicyGradient):
             },
         )
 
-    def _collect(self, cells: int) -> tuple[Tensor, Tensor]:
+    def _collect(self, cells: int) -> Output:
         """What acting computed, in the order [T, N] flattened."""
-        outputs = [self._outputs[key] for key in sorted(self._outputs)]
-        logits, values = torch.cat([logits for logits, _ in outputs]), torch.cat([values for _, values in outputs])
+        kept = [self._outputs[key] for key in sorted(self._outputs)]
+        policy, values = torch.cat([output.policy for output in kept]), torch.cat([output.values for output in kept])
         if len(values) != cells:
             raise RuntimeError(f"the rollout has {cells} steps, but actions were chosen for {len(values)}")
-        return logits, values
+        return Output(policy, values)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Heads, Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.rollout import PerStep, Rollout
 
@@ -61,9 +61,10 @@ class Algorithm(ABC):
         seed: of the algorithm's random numbers, another one on every node (``seeding.torch_seed``).
     """
 
+    HEADS: ClassVar[Heads] = "actor_critic"  # what kind of network it needs
     Settings: ClassVar[type[Any]]  # a frozen dataclass; its fields are filled from those of the run file that have the same names
 
-    def __init__(self, network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, settings: Any, *, seed: int) -> None:
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: Any, *, seed: int) -> None:
         self.network = network
         self.flat = flat
         self.optimizer = optimizer
@@ -78,7 +79,7 @@ class Algorithm(ABC):
 
     @abstractmethod
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        """Chooses actions i64[stop - start] for observation ``t`` in [0, T) of the environments [start, stop), on any device.
+        """Chooses actions [stop - start, ...] for observation ``t`` in [0, T) of the environments [start, stop), on any device.
 
         The caller stores them in the rollout. Within one rollout every (t, environment) is asked once, t in rising order.
         """
@@ -91,10 +92,11 @@ class Algorithm(ABC):
         """
 
     @abstractmethod
-    def choose(self, observations: Tensor, sampler: torch.Generator | None) -> Tensor:
-        """How it acts in evaluation: observations [B, ...] of the CPU -> actions i64[B] on the CPU.
+    def choose(self, observations: Tensor, begins: Tensor, sampler: torch.Generator | None) -> Tensor:
+        """How it acts in evaluation: observations [B, ...] of the CPU -> actions [B, ...] on the CPU.
 
         Args:
+            begins: bool[B] of the CPU, where a game begins and a network with a memory forgets; otherwise row b goes on with its game.
             sampler: of the CPU, to draw from the policy; None: the best action.
         """
 

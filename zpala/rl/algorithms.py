@@ -8,7 +8,7 @@ from dataclasses import fields
 from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Network
 from zpala.rl.nstep_q import NStepQ
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
@@ -18,7 +18,7 @@ ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "nstep_q": 
 
 
 def build_algorithm(
-    name: str, values: Mapping[str, object], network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, *, seed: int
+    name: str, values: Mapping[str, object], network: Network, flat: FlatParameters, optimizer: Optimizer, *, seed: int
 ) -> Algorithm:
     """The algorithm ``name`` of ``ALGORITHMS``.
 

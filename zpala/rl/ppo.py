@@ -27,6 +27,7 @@ Beyond those: time limits bootstrap from the final observation, and reset steps 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,9 +36,10 @@ from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Network, Output
 from zpala.rl.optimizers import Optimizer
-from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.policies import Evaluated
+from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 
@@ -80,9 +82,8 @@ class PPOLoss(NamedTuple):
 
 
 def ppo_loss(
-    logits: Tensor,
+    evaluated: Evaluated,
     values: Tensor,
-    actions: Tensor,
     old_log_probabilities: Tensor,
     old_values: Tensor,
     returns: Tensor,
@@ -100,18 +101,21 @@ def ppo_loss(
     of V limited to [V_old - clip_range_values, V_old + clip_range_values].
 
     Args:
-        logits: f32[B, A], B at least 1.
+        evaluated: log pi(a|s) and H(pi(.|s)), f32[B] each, B at least 1.
         values, old_log_probabilities, old_values, returns: f32[B]; all but ``values`` without a graph.
-        actions: i64[B] in [0, A).
     """
-    if logits.dim() != 2 or any(x.shape != logits.shape[:1] for x in (values, actions, old_log_probabilities, old_values, returns)):
-        raise ValueError(f"shapes do not fit: logits {tuple(logits.shape)}, values {tuple(values.shape)}, returns {tuple(returns.shape)}")
+    log_probabilities, entropies = evaluated
+    columns = (log_probabilities, entropies, old_log_probabilities, old_values, returns)
+    if values.dim() != 1 or any(x.shape != values.shape for x in columns):
+        raise ValueError(
+            f"shapes do not fit: log-probabilities {tuple(log_probabilities.shape)}, values {tuple(values.shape)}, "
+            f"returns {tuple(returns.shape)}"
+        )
     advantage = returns - old_values
     if normalize_advantage:
         advantage = advantage - advantage.mean()
         advantage = advantage / (advantage.square().mean().sqrt() + 1e-8)
-    log_policy = torch.log_softmax(logits, dim=-1)
-    log_ratio = log_policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1) - old_log_probabilities
+    log_ratio = log_probabilities - old_log_probabilities
     ratio = log_ratio.exp()
     policy = -torch.min(ratio * advantage, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantage).mean()
     squares = (returns - values).square()
@@ -119,7 +123,7 @@ def ppo_loss(
         limited = old_values + (values - old_values).clamp(-clip_range_values, clip_range_values)
         squares = torch.max(squares, (returns - limited).square())
     value = squares.mean()
-    entropy = -(log_policy.exp() * log_policy).sum(-1).mean()
+    entropy = entropies.mean()
     with torch.no_grad():
         approx_kl = (ratio - 1.0 - log_ratio).mean()
         clip_fraction = ((ratio - 1.0).abs() > clip_range).float().mean()
@@ -135,21 +139,20 @@ class PPO(PolicyGradient):
 
     Settings = PPOSettings
 
-    def __init__(self, network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, settings: PPOSettings, *, seed: int) -> None:
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: PPOSettings, *, seed: int) -> None:
         super().__init__(network, flat, optimizer, settings, seed=seed)
         self.settings = settings
 
     def per_step(self) -> dict[str, PerStep]:
-        return {LOG_PROBABILITIES: PerStep(), VALUES: PerStep()}
+        return {**super().per_step(), LOG_PROBABILITIES: PerStep(), VALUES: PerStep()}
 
     @torch.inference_mode()
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        logits, values = self.network(self._observation(rollout, t, start, stop))
-        actions = self._sample(logits, t, start, stop)
-        log_policy = torch.log_softmax(logits, dim=-1)
-        rollout.extra[LOG_PROBABILITIES][t, start:stop] = log_policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        outputs, values = self._look(rollout, t, start, stop)
+        draws = self._draw(outputs, rollout, t, start, stop)
+        rollout.extra[LOG_PROBABILITIES][t, start:stop] = self.policy.log_probabilities(outputs, draws)
         rollout.extra[VALUES][t, start:stop] = values
-        return actions
+        return self.policy.actions(draws)
 
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """``epochs`` passes over the valid steps of the rollout, whose every action ``act`` has chosen with the present parameters.
@@ -164,32 +167,54 @@ class PPO(PolicyGradient):
         old_values = rollout.extra[VALUES]
         returns = self._returns(batch, old_values)
         explained = explained_variance(old_values, returns, batch.valid).item()
-        columns = [x.flatten() for x in (batch.actions, rollout.extra[LOG_PROBABILITIES], old_values, returns)]
+        columns = [x.flatten() for x in (rollout.extra[LOG_PROBABILITIES], old_values, returns)]
         clip_range = linear(settings.clip_range, progress) if settings.anneal_clip_range else settings.clip_range
-        parts = max(1, round(len(valid) / settings.minibatch_size))
         sums, used, finite = [0.0] * 6, 0, True
-        for _ in range(settings.epochs):
-            order = valid[torch.randperm(len(valid), generator=self._generator, device=self.device)]
-            for chosen in order.tensor_split(parts):
-                logits, values = self.network(batch.observations[chosen])
-                loss = ppo_loss(
-                    logits,
-                    values,
-                    *(column[chosen] for column in columns),
-                    clip_range=clip_range,
-                    clip_range_values=settings.clip_range_values,
-                    entropy_coefficient=settings.entropy_coefficient,
-                    value_coefficient=settings.value_coefficient,
-                    normalize_advantage=settings.normalize_advantage,
-                )
-                if settings.target_kl is not None and loss.approx_kl.item() > KL_TOLERANCE * settings.target_kl:
-                    return self._statistics(finite, sums, used, explained)
-                finite, grad_norm, numbers = self._descend(loss.total, learning_rate, loss[1:])
-                sums, used = [a + b for a, b in zip(sums, (*numbers, grad_norm), strict=True)], used + 1
-                if not finite:
-                    return self._statistics(finite, sums, used, explained)
-        return self._statistics(finite, sums, used, explained)
-
-    def _statistics(self, finite: bool, sums: list[float], used: int, explained: float) -> Statistics:
+        for chosen, (outputs, values) in self._minibatches(batch, valid):
+            loss = ppo_loss(
+                self.policy.evaluate(outputs, batch.draws.flatten(0, 1)[chosen]),
+                values,
+                *(column[chosen] for column in columns),
+                clip_range=clip_range,
+                clip_range_values=settings.clip_range_values,
+                entropy_coefficient=settings.entropy_coefficient,
+                value_coefficient=settings.value_coefficient,
+                normalize_advantage=settings.normalize_advantage,
+            )
+            if settings.target_kl is not None and loss.approx_kl.item() > KL_TOLERANCE * settings.target_kl:
+                break
+            finite, grad_norm, numbers = self._descend(loss.total, learning_rate, loss[1:])
+            sums, used = [a + b for a, b in zip(sums, (*numbers, grad_norm), strict=True)], used + 1
+            if not finite:
+                break
+        if finite:
+            self._observe(batch)
         means = [total / max(used, 1) for total in sums]
         return Statistics(finite, dict(zip(STATISTICS, (*means, explained, float(used)), strict=True)))
+
+    def _minibatches(self, batch: Batch, valid: Tensor) -> Iterator[tuple[Tensor, Output]]:
+        """``epochs`` times all valid steps in a new order: numbers of cells of the flattened rollout, and what the network says of them.
+
+        Args:
+            valid: i64[V], the cells that may be learnt from.
+        """
+        parts = max(1, round(len(valid) / self.settings.minibatch_size))
+        observations = batch.observations.flatten(0, 1)
+        for _ in range(self.settings.epochs):
+            if self.network.state_size:
+                yield from self._sequences(batch, parts)
+                continue
+            order = valid[torch.randperm(len(valid), generator=self._generator, device=self.device)]
+            for chosen in order.tensor_split(parts):
+                yield chosen, self.network(observations[chosen])
+
+    def _sequences(self, batch: Batch, parts: int) -> Iterator[tuple[Tensor, Output]]:
+        """One epoch for a network with a memory: a minibatch is the whole rollout of some environments, at least of one."""
+        steps, envs = batch.valid.shape
+        cells = torch.arange(steps * envs, device=self.device).view(steps, envs)
+        order = torch.randperm(envs, generator=self._generator, device=self.device)
+        for columns in order.tensor_split(min(parts, envs)):
+            learnt = batch.valid[:, columns].flatten().nonzero().squeeze(-1)
+            if len(learnt):
+                unrolled = self.network.unroll(batch.observations[:, columns], self._fresh[:, columns], self._first_state[columns])
+                yield cells[:, columns].flatten()[learnt], Output(unrolled.policy[learnt], unrolled.values[learnt])

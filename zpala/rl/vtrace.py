@@ -6,6 +6,7 @@ has become when it learns. With the policy that acted every ratio is 1 and this 
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from zpala.rl.a2c import a2c_loss
 from zpala.rl.algorithm import Statistics
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic
+from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.returns import Discounts
@@ -99,40 +99,39 @@ class VTrace(PolicyGradient):
 
     Settings = VTraceSettings
 
-    def __init__(self, network: ActorCritic, flat: FlatParameters, optimizer: Optimizer, settings: VTraceSettings, *, seed: int) -> None:
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: VTraceSettings, *, seed: int) -> None:
         super().__init__(network, flat, optimizer, settings, seed=seed)
         self.settings = settings
         self._older: deque[Tensor] = deque(maxlen=settings.lag + 1)  # the parameters of the last rollouts, this one's last
+        self._acting: FlatParameters | None = None
+        if settings.lag > 0:
+            self._actor = copy.deepcopy(self.network)
+            self._acting = FlatParameters(self._actor, self.device)
 
     def per_step(self) -> dict[str, PerStep]:
-        return {LOG_PROBABILITIES: PerStep()}
+        return {**super().per_step(), LOG_PROBABILITIES: PerStep()}
 
     def begin(self, rollout: Rollout, progress: float) -> None:
         super().begin(rollout, progress)
-        if self.settings.lag > 0:
+        if self._acting is not None:
             self._older.append(self.flat.parameters.detach().clone())
+            self._acting.parameters.copy_(self._older[0])
 
     @torch.inference_mode()
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        observation = self._observation(rollout, t, start, stop)
-        if self.settings.lag > 0:
-            logits: Tensor = functional_call(self.network, self.flat.views(self._older[0]), (observation,))[0]
-        else:
-            logits = self.network.logits(observation)
-        actions = self._sample(logits, t, start, stop)
-        log_policy = torch.log_softmax(logits, dim=-1)
-        rollout.extra[LOG_PROBABILITIES][t, start:stop] = log_policy.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-        return actions
+        outputs = self._look_for_policy(rollout, t, start, stop)
+        draws = self._draw(outputs, rollout, t, start, stop)
+        rollout.extra[LOG_PROBABILITIES][t, start:stop] = self.policy.log_probabilities(outputs, draws)
+        return self.policy.actions(draws)
 
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout. ``rho`` is the mean clipped ratio, ``clip_fraction`` how many ratios were above ``rho_clip``."""
         settings = self.settings
         batch = self._batch(rollout)
         cells = batch.rewards.shape
-        logits, values = self.network(batch.observations)
-        with torch.no_grad():
-            chosen = torch.log_softmax(logits, dim=-1).gather(-1, batch.actions.flatten().unsqueeze(-1)).view(cells)
-        log_ratios = chosen - rollout.extra[LOG_PROBABILITIES]
+        outputs, values = self._forward(batch)
+        evaluated = self._evaluate(outputs, batch)
+        log_ratios = evaluated.log_probabilities.detach().view(cells) - rollout.extra[LOG_PROBABILITIES]
         targets = vtrace_targets(
             log_ratios,
             batch.rewards,
@@ -146,9 +145,8 @@ class VTrace(PolicyGradient):
         )
         valid, returns = batch.valid.flatten(), targets.returns.flatten()
         loss = a2c_loss(
-            logits,
+            evaluated,
             values,
-            batch.actions.flatten(),
             returns,
             valid,
             advantages=targets.advantages.flatten(),
@@ -162,6 +160,8 @@ class VTrace(PolicyGradient):
         clipped = ((ratios > settings.rho_clip) & batch.valid).sum() / count
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid), rho, clipped)
         finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
+        if finite:
+            self._observe(batch)
         names = ("policy_loss", "value_loss", "entropy", "explained_variance", "rho", "clip_fraction", "grad_norm")
         return Statistics(finite, dict(zip(names, (*floats, grad_norm), strict=True)))
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from zpala.config import Config, ConfigError, load_config
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, build_algorithm
 from zpala.rl.environments import EnvironmentSpec, Episode, environment_spec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -170,14 +170,16 @@ def play(
     games: list[Episode] = []
     try:
         environments.reset(rollout.observation(0, 0, count))
+        begins = torch.ones(count, dtype=torch.bool)
         for _ in range(STEPS_MAX):
-            actions = agent.choose(torch.from_numpy(rollout.observation(0, 0, count)), sampler if stochastic else None)
+            actions = agent.choose(torch.from_numpy(rollout.observation(0, 0, count)), begins, sampler if stochastic else None)
             for game in environments.step(actions.numpy(), rollout.row(0, 0, count)):
                 if quota[game.environment] > 0:
                     quota[game.environment] -= 1
                     games.append(game)
             if not any(quota):
                 return games
+            begins = (rollout.terminated | rollout.truncated | ~rollout.valid)[0]
             rollout.carry()
     finally:
         environments.close()
@@ -188,9 +190,9 @@ def play(
 
 def _load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
     """The algorithm of the run with these parameters, to ask for actions only: its optimiser never steps."""
-    n = config.network
     try:
-        network = build_network(spec, n.name, n.hidden_sizes, n.activation, channels_last=False, seed=0, separate_critic=n.separate_critic)
+        heads = ALGORITHMS[config.algorithm.name].HEADS
+        network = build_network(spec, channels_last=False, seed=0, heads=heads, **config.network_values())
         flat = FlatParameters(network, device)
         flat.load({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in parameters.items()})
     except (RuntimeError, ValueError) as error:
