@@ -121,7 +121,7 @@ class NetworkConfig(Section):
 
 
 class AlgorithmConfig(Section):
-    name: Literal["a2c", "ppo", "nstep_q", "vtrace"] = Field("a2c", description="Learning algorithm.")
+    name: Literal["a2c", "ppo", "nstep_q", "dqn", "vtrace"] = Field("a2c", description="Learning algorithm.")
     num_steps: int = Field(5, ge=1, le=65_536, description="env_steps per environment and update (length of a rollout).")
     gamma: float = Field(0.99, gt=0, le=1, description="Discount per env_step.")
     gae_lambda: float = Field(1.0, ge=0, le=1, description="Generalised advantages; 1: n-step returns, 0: one-step targets.")
@@ -187,6 +187,19 @@ class NStepQConfig(QLearningConfig):
                 "and sum to 1"
             )
         return self
+
+
+class DQNConfig(QLearningConfig):
+    final_epsilon: float = Field(0.05, ge=0, le=1, description="What epsilon falls to.")
+    capacity: int = Field(100_000, ge=1, description="env_steps that the replay of a node holds.")
+    batch_size: int = Field(32, ge=1, description="Transitions of one optimiser step.")
+    train_frequency: float = Field(4.0, gt=0, description="env_steps of a node for one optimiser step.")
+    learning_starts: int = Field(1_000, ge=0, description="No optimiser step before a node has stored so many env_steps.")
+    prioritized: bool = Field(False, description="Transitions are drawn by their errors and weighted against it.")
+    priority_exponent: float = Field(0.6, gt=0, le=1, description="Priority: |error| to this power.")
+    priority_beta: float = Field(
+        0.4, ge=0, le=1, description="Start of the weights' exponent, which goes to 1 with the cluster's progress."
+    )
 
 
 class OptimizerConfig(Section):
@@ -286,6 +299,7 @@ class Config(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     ppo: PPOConfig = PPOConfig()
     nstep_q: NStepQConfig = NStepQConfig()
+    dqn: DQNConfig = DQNConfig()
     vtrace: VTraceConfig = VTraceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gossip: GossipConfig = GossipConfig()
@@ -298,6 +312,12 @@ class Config(Section):
             raise ValueError(
                 f"node.actors x node.groups = {self.node.actors * groups} is more than environment.num_envs = {self.environment.num_envs}: "
                 "every actor steps at least one environment"
+            )
+        rollout = self.algorithm.num_steps * self.environment.num_envs
+        if self.algorithm.name == "dqn" and self.dqn.capacity < rollout:
+            raise ValueError(
+                f"dqn.capacity = {self.dqn.capacity} is less than a rollout, algorithm.num_steps x environment.num_envs = {rollout}: "
+                "the replay takes whole rollouts"
             )
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")

@@ -21,11 +21,12 @@ from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.topology import Topology
 from zpala.node.actor import ACTOR, Actor, ActorGroup, shards
 from zpala.node.errors import NodeError, UsageError
+from zpala.node.memory import STOP_SHARE
 from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.algorithms import ALGORITHMS, build_algorithm
+from zpala.rl.algorithms import ALGORITHMS, build_algorithm, build_settings
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import build_network
@@ -34,6 +35,7 @@ from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
 
 STOP_LIMIT_S = 3.0  # the actors have this long to end
+NODE_BYTES = 500_000_000  # of a node beside what its algorithm keeps: about what torch, a network for images and its rollout take
 STEP_LIMIT_S = 60.0  # one step of one group of environments
 
 _log = logging.getLogger(__name__)
@@ -101,6 +103,27 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     weights = Weights(flat.parameters, optimizer.state)
     schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel)
     return Parts(algorithm, flat, weights, schema, network.describe())
+
+
+def check_memory(config: Config, spec: EnvironmentSpec, nodes_here: int, available: int | None) -> None:
+    """Refuses with a ``UsageError`` what an algorithm would keep beyond this node's share of the memory.
+
+    Args:
+        nodes_here: nodes of the run on this machine.
+        available: bytes that there are for all of them (``memory.available_bytes``); None: nobody knows, and nothing is refused.
+    """
+    limit_mb = config.node.max_memory_mb
+    if isinstance(limit_mb, int):
+        share = limit_mb * 1_000_000
+    elif available is not None:
+        share = int(STOP_SHARE * available / nodes_here)
+    else:
+        return
+    kind, settings = ALGORITHMS[config.algorithm.name], build_settings(config.algorithm.name, config.algorithm_values())
+    try:
+        kind.check_memory(settings, spec, config.environment.num_envs, max(0, share - NODE_BYTES))
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
 
 
 def build_actor_groups(

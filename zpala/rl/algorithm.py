@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Heads, Network
 from zpala.rl.optimizers import Optimizer
@@ -69,6 +70,10 @@ class Algorithm(ABC):
         self.flat = flat
         self.optimizer = optimizer
         self.device = flat.parameters.device
+
+    @classmethod
+    def check_memory(cls, settings: Any, spec: EnvironmentSpec, num_envs: int, available_bytes: int) -> None:  # noqa: B027
+        """Raises ValueError, whose text names the field and a number that fits, where it would need more memory than there is for a node."""
 
     def per_step(self) -> Mapping[str, PerStep]:
         """Tensors that the slab must have beside its own, by name; ``rollout.extra`` holds them. Only the algorithm touches them."""

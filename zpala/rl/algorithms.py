@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
+from zpala.rl.dqn import DQN
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network
 from zpala.rl.nstep_q import NStepQ
@@ -14,7 +16,13 @@ from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
 from zpala.rl.vtrace import VTrace
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "nstep_q": NStepQ, "vtrace": VTrace}
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "nstep_q": NStepQ, "dqn": DQN, "vtrace": VTrace}
+
+
+def build_settings(name: str, values: Mapping[str, object]) -> Any:
+    """The ``Settings`` of the algorithm ``name``; see ``build_algorithm``."""
+    kind = ALGORITHMS[name].Settings
+    return kind(**{field.name: values[field.name] for field in fields(kind)})
 
 
 def build_algorithm(
@@ -26,6 +34,5 @@ def build_algorithm(
         values: one for every field of its ``Settings``; others are not looked at.
         network, flat, optimizer, seed: see ``Algorithm``.
     """
-    kind = ALGORITHMS[name]
-    settings = kind.Settings(**{field.name: values[field.name] for field in fields(kind.Settings)})
+    kind, settings = ALGORITHMS[name], build_settings(name, values)
     return kind(network, flat, optimizer, settings, seed=seed)

@@ -66,24 +66,24 @@ class EpsilonGreedy:
         self._generator = torch.Generator(device).manual_seed(seed)
         self._chance = torch.empty(0)
         self._dealt: list[float] = []
-        self._epsilons = torch.empty(0)
+        self._explores = torch.empty(0)  # bool[T, N]
         self.mean_epsilon = 1.0  # over the environments, of the present rollout
 
     def begin(self, num_steps: int, num_envs: int, progress: float) -> None:
-        """A new rollout: its epsilons f32[N], and two uniform numbers for each of its actions."""
+        """A new rollout: who explores when, and two uniform numbers f32 for each of its actions."""
         if len(self._dealt) != num_envs:
             self._dealt = deal(self._finals, self._shares, num_envs, self._seed)
         if self._chance.shape != (2, num_steps, num_envs):
             self._chance = torch.empty((2, num_steps, num_envs), device=self._device)
         epsilons = [annealed(final, self._fraction, progress) for final in self._dealt]
         self.mean_epsilon = sum(epsilons) / num_envs
-        self._epsilons = torch.tensor(epsilons).to(self._device, non_blocking=True)
         self._chance.uniform_(generator=self._generator)
+        self._explores = self._chance[0] < torch.tensor(epsilons).to(self._device, non_blocking=True)
 
     def actions(self, values: Tensor, t: int, start: int, stop: int) -> Tensor:
         """Actions i64[stop - start] of step ``t`` from the ``values`` f32[stop - start, A] of the environments [start, stop)."""
-        explores = self._chance[0, t, start:stop] < self._epsilons[start:stop]
-        return torch.where(explores, _any_action(self._chance[1, t, start:stop], values.shape[-1]), values.argmax(dim=-1))
+        any_action = _any_action(self._chance[1, t, start:stop], values.shape[-1])
+        return torch.where(self._explores[t, start:stop], any_action, values.argmax(dim=-1))
 
     def state(self) -> Tensor:
         """Of the random stream, u8 on the CPU."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
 from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.q_learning import QLearning, QLearningSettings, q_loss
 from zpala.rl.returns import discounts, n_step_returns
@@ -36,7 +37,7 @@ class NStepQ(QLearning):
 
     Settings = NStepQSettings
 
-    def __init__(self, network: object, flat: FlatParameters, optimizer: Optimizer, settings: NStepQSettings, *, seed: int) -> None:
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: NStepQSettings, *, seed: int) -> None:
         super().__init__(
             network,
             flat,
@@ -65,10 +66,12 @@ class NStepQ(QLearning):
         weights = valid.float()
         weights = weights / weights.sum().clamp_(min=1.0)
         returns = self._returns(rollout).flatten()
-        values = self.network(observations[:-1].flatten(0, 1))
+        seen = observations[:-1].flatten(0, 1)
+        values = self.network(seen)
         chosen = values.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
         loss = q_loss(chosen, returns, weights, self.settings.loss)
         finite, (td_loss, grad_norm, mean_q) = self._descend(loss, learning_rate, torch.dot(chosen, weights))
+        self.network.observe(seen, valid)
         epsilon = self.exploration.mean_epsilon
         return Statistics(finite, {"td_loss": td_loss, "mean_q": mean_q, "epsilon": epsilon, "grad_norm": grad_norm})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.exploration import EVALUATION_EPSILON, EpsilonGreedy, sampled
 from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import ActionValues, Heads, Network
 from zpala.rl.optimizers import Optimizer, clip_gradient_norm
 from zpala.rl.rollout import Rollout
 from zpala.rl.target import TargetNetwork
@@ -70,12 +71,13 @@ class QLearning(Algorithm):
         final_epsilons, epsilon_shares: see ``exploration.deal``.
     """
 
-    HEADS = "action_values"
+    HEADS: ClassVar[Heads] = "action_values"
     Settings = QLearningSettings
+    network: ActionValues
 
     def __init__(
         self,
-        network: Any,
+        network: Network,
         flat: FlatParameters,
         optimizer: Optimizer,
         settings: QLearningSettings,
@@ -97,7 +99,7 @@ class QLearning(Algorithm):
         return self.exploration.actions(self.network(self._observation(rollout, t, start, stop)), t, start, stop)
 
     @torch.inference_mode()
-    def choose(self, observations: Tensor, sampler: torch.Generator | None) -> Tensor:
+    def choose(self, observations: Tensor, begins: Tensor, sampler: torch.Generator | None) -> Tensor:
         """With a ``sampler``: any action with probability ``EVALUATION_EPSILON``, else the best one."""
         values: Tensor = self.network(observations.to(self.device)).cpu()
         return values.argmax(dim=-1) if sampler is None else sampled(values, EVALUATION_EPSILON, sampler)

@@ -64,6 +64,7 @@ class Rollout:
         shape, cells = spec.observation_shape, (num_steps, num_envs)
         self.num_steps = num_steps
         self.num_envs = num_envs
+        self.spec = spec
         self.observations = torch.full((num_steps + 1, num_envs, *shape), absurd, dtype=dtype, pin_memory=pinned)
         self.actions = torch.full(cells, _ABSURD_ACTION, dtype=torch.int64, pin_memory=pinned)
         self.rewards = torch.full(cells, _ABSURD_FLOAT, dtype=torch.float32, pin_memory=pinned)
