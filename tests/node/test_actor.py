@@ -13,10 +13,11 @@ from zpala.node.actor import Actor, ActorGroup, Shard, shards
 from zpala.node.errors import ActorError
 from zpala.node.sockets import Context
 from zpala.node.worker import Supervisor, WorkerFailed
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import Environments, EnvironmentSpec, Episode, StepRow
 from zpala.rl.rollout import Rollout
 
-SPEC = EnvironmentSpec("counting", (1,), np.dtype(np.float32), 2, 1, False, "counting")
+SPEC = EnvironmentSpec("counting", (1,), np.dtype(np.float32), Discrete(2), 1, False, "counting")
 
 
 class Counting(Environments):

@@ -84,8 +84,20 @@ class WordsEnv(ScriptedEnv):
     observation_space = spaces.Text(5)  # type: ignore[assignment]
 
 
-class SteeringEnv(ScriptedEnv):
-    action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)  # type: ignore[assignment]
+class LeversEnv(ScriptedEnv):
+    """Takes a pair of numbers, one for each lever."""
+
+    action_space = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(3)))  # type: ignore[assignment]
+
+    def step(self, action: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        left, right = action
+        return super().step(np.int64(10 * left + right))
+
+
+class MixedEnv(ScriptedEnv):
+    """Sees a text beside its numbers."""
+
+    observation_space = spaces.Dict({"place": spaces.Box(0.0, 1.0, (2,)), "inner": spaces.Dict({"word": spaces.Text(5)})})  # type: ignore[assignment]
 
 
 class NumberEnv(ScriptedEnv):
@@ -104,8 +116,12 @@ def make_words() -> ScriptedEnv:
     return WordsEnv()
 
 
-def make_steering() -> ScriptedEnv:
-    return SteeringEnv()
+def make_levers() -> ScriptedEnv:
+    return LeversEnv()
+
+
+def make_mixed() -> ScriptedEnv:
+    return MixedEnv()
 
 
 class DoublesEnv(ScriptedEnv):

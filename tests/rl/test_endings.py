@@ -45,7 +45,7 @@ def atari(game: str, steps: int, num_envs: int = 1, limit: int | None = None, **
         game, num_envs, seeds=list(range(1, num_envs + 1)), atari=AtariSettings(**settings), max_episode_steps=limit
     )
     try:
-        return play(environments, steps, random_policy(environments.spec.num_actions, seed=3))
+        return play(environments, steps, random_policy(environments.spec.actions, seed=3))
     finally:
         environments.close()
 

@@ -8,10 +8,13 @@ import gymnasium
 import numpy as np
 import pytest
 
+from tests.rl.scripted import make_levers
 from tests.rl.test_environments import play, random_policy
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environment_names import AtariGame, Factory, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
 from zpala.rl.environments import StepRow, environment_spec, make_environments
 
+MODULE = "tests.rl.scripted"
 SCRIPTED = Path(__file__).with_name("scripted.py")
 
 
@@ -31,7 +34,7 @@ def test_a_factory_of_a_module_or_of_a_file() -> None:
     assert isinstance(file, Factory)
     assert module.name == "tests.rl.scripted:make"
     assert file.name == "scripted.py:make"
-    assert environment_spec(f"{SCRIPTED}:make").num_actions == 2
+    assert environment_spec(f"{SCRIPTED}:make").actions == Discrete(2)
 
 
 @pytest.mark.parametrize(
@@ -65,21 +68,21 @@ def make_coins() -> gymnasium.Env[Any, Any]:
     return gymnasium.wrappers.FlattenObservation(gymnasium.make("Blackjack-v1"))
 
 
-def make_three_torques() -> gymnasium.Env[Any, Any]:
-    """What the refusal of Pendulum's actions offers."""
-    torques = [np.array([torque], dtype=np.float32) for torque in (-2.0, 0.0, 2.0)]
-    return gymnasium.wrappers.TransformAction(gymnasium.make("Pendulum-v1"), lambda i: torques[i], gymnasium.spaces.Discrete(3))
+def make_two_levers() -> gymnasium.Env[Any, Any]:
+    """What the refusal of a pair of actions offers."""
+    levers: gymnasium.Env[Any, Any] = make_levers()
+    return gymnasium.wrappers.TransformAction(levers, tuple, gymnasium.spaces.MultiDiscrete([2, 3]))
 
 
 @pytest.mark.parametrize(
     ("refused", "offer", "instead"),
-    [("Blackjack-v1", "FlattenObservation", "make_coins"), ("Pendulum-v1", "TransformAction", "make_three_torques")],
+    [("Blackjack-v1", "FlattenObservation", "make_coins"), (f"{MODULE}:make_levers", "TransformAction", "make_two_levers")],
 )
 def test_the_way_out_that_a_refusal_offers_is_one(refused: str, offer: str, instead: str) -> None:
     with pytest.raises(UnsupportedEnvironment, match=offer):
         environment_spec(refused)
     environments = make_environments(f"tests.rl.test_environment_names:{instead}", 2, seeds=[1, 2])
-    _, ended = play(environments, 201, random_policy(environments.spec.num_actions))
+    _, ended = play(environments, 201, random_policy(environments.spec.actions))
     environments.close()
     assert any(ended)
 
@@ -87,9 +90,9 @@ def test_the_way_out_that_a_refusal_offers_is_one(refused: str, offer: str, inst
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("Pendulum-v1", "action space is Box"),
         ("tests.rl.scripted:make_number", r"shape \(\)"),
-        ("tests.rl.scripted:make_steering", "action space is Box"),
+        ("tests.rl.scripted:make_levers", "action space is Tuple"),
+        ("tests.rl.scripted:make_mixed", r"its part 'inner.word' is Text.*FlattenObservation"),
         ("tests.rl.scripted:make_words", "observation space is Text"),
         ("FrozenLake-v1", "observation space is Discrete"),
         ("tests.rl.scripted:make_nothing", "must return a gymnasium.Env"),
@@ -128,7 +131,7 @@ def test_a_vector_factory_is_asked_once_for_all() -> None:
 
 def test_actions_that_start_elsewhere_are_shifted() -> None:
     environments = make_environments("tests.rl.scripted:make_shifted", 1, seeds=[0])
-    assert environments.spec.num_actions == 2
+    assert environments.spec.actions == Discrete(2)
     row = StepRow(
         np.zeros((1, 3), np.float32),
         np.zeros(1, np.float32),

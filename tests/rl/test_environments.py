@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.rl.scripted import Game, ScriptedEnv
+from zpala.rl.action_spaces import ActionSpace, Discrete
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -26,9 +27,9 @@ from zpala.rl.environments import (
 from zpala.rl.returns import discounts, n_step_returns
 from zpala.rl.rollout import Rollout
 
-SCRIPTED = EnvironmentSpec("scripted", (3,), np.dtype(np.float32), 2, 1, False, "scripted")
+SCRIPTED = EnvironmentSpec("scripted", (3,), np.dtype(np.float32), Discrete(2), 1, False, "scripted")
 
-Policy = Callable[[NDArray[Any]], NDArray[np.int64]]
+Policy = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def play(environments: Environments, steps: int, policy: Policy) -> tuple[Rollout, list[list[Episode]]]:
@@ -43,9 +44,9 @@ def play(environments: Environments, steps: int, policy: Policy) -> tuple[Rollou
     return rollout, ended
 
 
-def random_policy(num_actions: int, seed: int = 0) -> Policy:
+def random_policy(space: ActionSpace, seed: int = 0) -> Policy:
     rng = np.random.default_rng(seed)
-    return lambda observation: rng.integers(0, num_actions, len(observation))
+    return lambda observation: space.sample(rng, len(observation))
 
 
 def alternating(observation: NDArray[Any]) -> NDArray[np.int64]:
@@ -142,7 +143,7 @@ def test_disabled_autoreset_is_refused() -> None:
 
 def test_native_cartpole_counts_what_it_plays() -> None:
     environments = make_environments("CartPole-v1", 8, seeds=list(range(8)))
-    rollout, ended = play(environments, 200, random_policy(2))
+    rollout, ended = play(environments, 200, random_policy(Discrete(2)))
     environments.close()
     games = [episode for step in ended for episode in step]
     assert len(games) > 30
@@ -155,7 +156,7 @@ def test_native_cartpole_counts_what_it_plays() -> None:
 
 def test_native_cartpole_is_truncated_by_its_time_limit() -> None:
     environments = make_environments("CartPole-v1", 2, seeds=[1, 2], args={"max_episode_steps": 5})
-    rollout, ended = play(environments, 6, random_policy(2))
+    rollout, ended = play(environments, 6, random_policy(Discrete(2)))
     assert rollout.truncated[4].all()
     assert not rollout.terminated.any()
     assert [episode.length for episode in ended[4]] == [5, 5]
@@ -167,7 +168,7 @@ def test_seeds_decide_everything() -> None:
         observations = []
         for seeds in ([1, 2], [1, 2], [3, 4]):
             environments = make_environments(env_id, 2, seeds=seeds)
-            observations.append(play(environments, 8, random_policy(environments.spec.num_actions))[0].observations)
+            observations.append(play(environments, 8, random_policy(environments.spec.actions))[0].observations)
             environments.close()
         assert torch.equal(observations[0], observations[1])
         assert not torch.equal(observations[0], observations[2])
@@ -175,7 +176,7 @@ def test_seeds_decide_everything() -> None:
 
 def test_plain_environments_are_stepped_in_the_calling_thread() -> None:
     environments = make_environments("Acrobot-v1", 3, seeds=[1, 2, 3], args={"max_episode_steps": 4})
-    rollout, ended = play(environments, 9, random_policy(3))
+    rollout, ended = play(environments, 9, random_policy(Discrete(3)))
     assert rollout.valid.all()
     assert rollout.truncated.nonzero().tolist() == [[t, n] for t in (3, 7) for n in range(3)]
     assert [len(games) for games in ended] == [0, 0, 0, 3, 0, 0, 0, 3, 0]
@@ -195,18 +196,18 @@ def test_atari_names_are_one_game_and_settings_come_from_us_alone() -> None:
     assert [spec.agreement() for spec in specs] == [specs[0].agreement()] * 3
     assert specs[0].observation_shape == (4, 84, 84)
     assert specs[0].observation_dtype == np.uint8
-    assert specs[0].num_actions == 6
+    assert specs[0].actions == Discrete(6)
     assert specs[0].frame_skip == 4
     assert "sticky_action_probability=0.0" in specs[0].agreement()["environment"]
     sticky = environment_spec("pong", atari=AtariSettings(sticky_action_probability=0.25, full_action_space=True))
-    assert sticky.num_actions == 18
+    assert sticky.actions == Discrete(18)
     assert sticky.agreement() != specs[0].agreement()
 
 
 def test_atari_returns_are_the_raw_score_of_whole_games() -> None:
     """Games of four lives with rewards far above 1: a clipped reward or a life taken for a game would show."""
     environments = make_environments("ms_pacman", 4, seeds=[1, 2, 3, 4], num_threads=1)
-    rollout, ended = play(environments, 700, random_policy(9))
+    rollout, ended = play(environments, 700, random_policy(Discrete(9)))
     environments.close()
     assert rollout.rewards.max() >= 10.0
     games = [(t, episode) for t, step in enumerate(ended) for episode in step]
@@ -223,7 +224,7 @@ def test_atari_returns_are_the_raw_score_of_whole_games() -> None:
 
 def test_a_whole_game_of_pong() -> None:
     environments = make_environments("pong", 2, seeds=[5, 6], num_threads=1)
-    rollout, ended = play(environments, 1200, random_policy(6))
+    rollout, ended = play(environments, 1200, random_policy(Discrete(6)))
     environments.close()
     first = next(episode for step in ended for episode in step)
     rewards = rollout.rewards[: first.length, first.environment]
@@ -234,7 +235,7 @@ def test_a_whole_game_of_pong() -> None:
 
 def test_atari_truncation_hands_out_the_final_observation() -> None:
     environments = make_environments("pong", 2, seeds=[1, 2], atari=AtariSettings(max_episode_frames=120, noop_max=0))
-    rollout, ended = play(environments, 40, random_policy(6))
+    rollout, ended = play(environments, 40, random_policy(Discrete(6)))
     environments.close()
     assert rollout.truncated.any()
     assert not rollout.terminated.any()
@@ -248,7 +249,7 @@ def test_atari_truncation_hands_out_the_final_observation() -> None:
 def test_atari_steps_are_those_of_a_plain_emulator() -> None:
     """Score for score: four frames per action, the smallest set of actions in its order, no action repeated by chance."""
     environments = make_environments("pong", 1, seeds=[1], atari=AtariSettings(noop_max=0))
-    rollout, _ = play(environments, 400, random_policy(6, seed=3))
+    rollout, _ = play(environments, 400, random_policy(Discrete(6), seed=3))
     environments.close()
     path = ale_py.roms.get_rom_path("pong")
     assert path is not None

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.rollout import PerStep, Rollout
 
 
 def rollout(dtype: str = "float32") -> Rollout:
-    return Rollout(EnvironmentSpec("test", (2,), np.dtype(dtype), 3, 1, False, "test"), num_steps=4, num_envs=5)
+    return Rollout(EnvironmentSpec("test", (2,), np.dtype(dtype), Discrete(3), 1, False, "test"), num_steps=4, num_envs=5)
 
 
 def test_shapes_and_types() -> None:
@@ -66,7 +67,7 @@ def test_carry_moves_the_last_observation_to_the_front() -> None:
 
 
 def test_the_algorithms_own_tensors_are_there_and_absurd() -> None:
-    spec = EnvironmentSpec("test", (2,), np.dtype("float32"), 3, 1, False, "test")
+    spec = EnvironmentSpec("test", (2,), np.dtype("float32"), Discrete(3), 1, False, "test")
     slab = Rollout(spec, 4, 5, extra={"values": PerStep(), "state": PerStep(torch.float32, (7,)), "count": PerStep(torch.int64)})
     assert {name: (tuple(t.shape), t.dtype) for name, t in slab.extra.items()} == {
         "values": ((4, 5), torch.float32),

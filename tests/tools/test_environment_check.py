@@ -122,7 +122,7 @@ def test_what_is_no_mistake_and_worth_knowing_is_a_warning(name: str, words: str
 @pytest.mark.parametrize(
     ("env_id", "words"),
     [
-        ("Pendulum-v1", ["action space is Box", "TransformAction"]),
+        ("tests.rl.scripted:make_levers", ["action space is Tuple", "TransformAction"]),
         ("FrozenLake-v1", ["observation space is Discrete(16)", "FlattenObservation"]),
         ("NotInstalled-v0", ["needs a package that is not installed", "pip install box"]),
     ],

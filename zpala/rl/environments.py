@@ -1,8 +1,8 @@
 """Environments as the actors see them: n of them stepped together, writing what happens straight into the rollout's memory.
 
 Owns the differences between simulators: Atari's C++ vector environment, Gymnasium's native vector environments, single environments stepped
-one after the other in the calling thread, the two automatic ways of starting the next game, time limits, lost lives, and the count of raw,
-whole-game returns. Nothing here clips rewards or turns the end of a game into a discount: the learner does.
+one after the other in the calling thread, their spaces, the two automatic ways of starting the next game, time limits, lost lives, and the
+count of raw, whole-game returns. Nothing here clips rewards or turns the end of a game into a discount: the learner does.
 
 Autoreset. SAME_STEP: the step that ends a game already returns the first observation of the next. NEXT_STEP: the step after it resets,
 ignores its action and rewards nothing; it is reported with ``valid=False`` and is no env_step. Apart from these rows both give the same
@@ -21,7 +21,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from zpala.rl.action_spaces import ActionSpace, Discrete, action_space, for_simulator
 from zpala.rl.environment_names import AtariGame, Factory, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
+from zpala.rl.observations import ObservationPart, Packing
 from zpala.rl.simulators import AtariSettings, vector_environment
 
 
@@ -32,25 +34,32 @@ class EnvironmentSpec:
     Attributes:
         id: the name as it was given.
         observation_shape, observation_dtype: of one observation as the rollout stores it: uint8 as it came, everything else float32.
-        num_actions: actions are 0 .. num_actions - 1.
+        actions: what the agent chooses from.
         frame_skip: frames per env_step; 1 when not Atari.
         atari: whether it is an Atari game.
         protocol: what is simulated, with every setting, in one line.
+        parts: what a packed row of bytes holds, see ``observations``; empty where an observation is one array.
     """
 
     id: str
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype[Any]
-    num_actions: int
+    actions: ActionSpace
     frame_skip: int
     atari: bool
     protocol: str
+    parts: tuple[ObservationPart, ...] = ()
+
+    def observation(self) -> str:
+        """How an observation is stored, in one line."""
+        parts = f" of {', '.join(part.describe() for part in self.parts)}" if self.parts else ""
+        return f"{self.observation_dtype}[{','.join(map(str, self.observation_shape))}]{parts}"
 
     def agreement(self) -> dict[str, str]:
         """What nodes that average with each other must have in common (design D8)."""
         return {
-            "observation": f"{self.observation_dtype}[{','.join(map(str, self.observation_shape))}]",
-            "action": f"discrete {self.num_actions}",
+            "observation": self.observation(),
+            "action": self.actions.describe(),
             "environment": self.protocol,
         }
 
@@ -86,8 +95,8 @@ class Environments(ABC):
         """Starts the first game everywhere, with the seeds given at construction; writes the first observations [n, ...]."""
 
     @abstractmethod
-    def step(self, actions: NDArray[np.int64], row: StepRow) -> list[Episode]:
-        """Steps every environment once with ``actions`` i64[n], fills ``row``, returns the games that ended."""
+    def step(self, actions: NDArray[Any], row: StepRow) -> list[Episode]:
+        """Steps every environment once with ``actions`` [n, ...] as the rollout has them, fills ``row``, returns the games that ended."""
 
     @abstractmethod
     def close(self) -> None:
@@ -95,7 +104,7 @@ class Environments(ABC):
 
 
 class VectorEnvironments(Environments):
-    """Any Gymnasium vector environment with discrete actions and box observations, in either autoreset mode.
+    """Any Gymnasium vector environment whose spaces ``spec`` describes, in either autoreset mode.
 
     Args:
         env: owned from now on.
@@ -115,7 +124,8 @@ class VectorEnvironments(Environments):
         self._env: VectorEnv[Any, Any, Any] | None = env
         self._reset_seed = reset_seed
         self.resets_on_next_step = mode == AutoresetMode.NEXT_STEP
-        self._first_action = int(getattr(env.single_action_space, "start", 0))
+        self._for_simulator = for_simulator(env.single_action_space)
+        self._packing = Packing(env.single_observation_space) if isinstance(env.single_observation_space, spaces.Dict) else None
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_resetting = False
         self._returns = np.zeros(self.num_envs, dtype=np.float64)
@@ -124,17 +134,15 @@ class VectorEnvironments(Environments):
 
     def reset(self, observation_out: NDArray[Any]) -> None:
         observation, self._info = self._open_env().reset(seed=self._reset_seed)
-        observation_out[...] = observation
+        self._store(observation, observation_out)
         self._resetting[:] = False
         self._any_resetting = False
         self._returns[:] = 0.0
         self._lengths[:] = 0
 
-    def step(self, actions: NDArray[np.int64], row: StepRow) -> list[Episode]:
-        if self._first_action:
-            actions = actions + self._first_action
-        observation, reward, terminated, truncated, info = self._open_env().step(actions)
-        row.next_observation[...] = observation
+    def step(self, actions: NDArray[Any], row: StepRow) -> list[Episode]:
+        observation, reward, terminated, truncated, info = self._open_env().step(self._for_simulator(actions))
+        self._store(observation, row.next_observation)
         row.reward[...] = reward
         row.terminated[...] = terminated
         row.truncated[...] = truncated
@@ -151,15 +159,24 @@ class VectorEnvironments(Environments):
         if not ended.any():
             return []
         indices = np.flatnonzero(ended)
-        final = row.next_observation if self.resets_on_next_step else info["final_obs"]
-        for i in indices:
-            row.final_observation[i] = final[i]
+        if self.resets_on_next_step:
+            row.final_observation[indices] = row.next_observation[indices]
+        else:
+            for i in indices:
+                self._store(info["final_obs"][i], row.final_observation[i : i + 1])
         return self._finish(indices)
 
     def close(self) -> None:
         if self._env is not None:
             self._env.close()
             self._env = None
+
+    def _store(self, observation: Any, rows: NDArray[Any]) -> None:
+        """Writes what the simulator returned into ``rows`` [n, ...]; one observation by itself into one row."""
+        if self._packing is None:
+            rows[...] = observation
+        else:
+            self._packing.pack(observation, rows)
 
     def _finish(self, indices: NDArray[np.intp]) -> list[Episode]:
         """The games that have just ended, and the count of the next ones begun."""
@@ -205,7 +222,7 @@ class AtariEnvironments(VectorEnvironments):
         super().reset(observation_out)
         self._lives = self._info["lives"]
 
-    def step(self, actions: NDArray[np.int64], row: StepRow) -> list[Episode]:
+    def step(self, actions: NDArray[Any], row: StepRow) -> list[Episode]:
         episodes = super().step(actions, row)
         if self._life_loss:
             self._mark_lost_lives(row)
@@ -286,11 +303,11 @@ def _atari_spec(
 ) -> EnvironmentSpec:
     settings = " ".join(f"{name}={value}" for name, value in asdict(atari).items())
     space = env.single_observation_space
-    if not isinstance(space, spaces.Box) or not isinstance(env.single_action_space, spaces.Discrete):
+    actions = action_space(env.single_action_space)
+    if not isinstance(space, spaces.Box) or not isinstance(actions, Discrete):
         raise UnsupportedEnvironment(f"environment {env_id!r}: unexpected spaces {space} and {env.single_action_space}")
-    num_actions = int(env.single_action_space.n)
     protocol = f"atari {game.rom} {settings}{_limit_text(max_episode_steps)}"
-    return EnvironmentSpec(env_id, tuple(space.shape), np.dtype(np.uint8), num_actions, atari.frame_skip, True, protocol)
+    return EnvironmentSpec(env_id, tuple(space.shape), np.dtype(np.uint8), actions, atari.frame_skip, True, protocol)
 
 
 def _spec(
@@ -301,23 +318,38 @@ def _spec(
     args: Mapping[str, object],
     max_episode_steps: int | None,
 ) -> EnvironmentSpec:
-    if not isinstance(observation, spaces.Box):
-        raise UnsupportedEnvironment(
-            f"environment {env_id!r}: the observation space is {observation}; zpala learns from Box spaces only. "
-            + _other_observation(observation)
-        )
-    if 0 in observation.shape or not observation.shape:
-        raise UnsupportedEnvironment(
-            f"environment {env_id!r}: observations of shape {observation.shape} hold no row of numbers; a single number has the shape (1,)"
-        )
-    if not isinstance(action, spaces.Discrete):
-        raise UnsupportedEnvironment(
-            f"environment {env_id!r}: the action space is {action}; zpala chooses from Discrete spaces only. {_other_action(action)}"
-        )
-    dtype = np.dtype(np.uint8) if observation.dtype == np.uint8 else np.dtype(np.float32)
     name = named.name if isinstance(named, Factory) else named.id
     protocol = " ".join([name, *(f"{key}={args[key]!r}" for key in sorted(args))]) + _limit_text(max_episode_steps)
-    return EnvironmentSpec(env_id, tuple(observation.shape), dtype, int(action.n), 1, False, protocol)
+    shape, dtype, parts = _observation(env_id, observation)
+    actions = action_space(action)
+    if actions is None:
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: the action space is {action}; zpala chooses from Discrete, MultiDiscrete, MultiBinary and Box spaces "
+            "only. A factory of your own can return gymnasium.wrappers.TransformAction(env, function, space) with one of them."
+        )
+    return EnvironmentSpec(env_id, shape, dtype, actions, 1, False, protocol, parts)
+
+
+def _observation(env_id: str, space: spaces.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any], tuple[ObservationPart, ...]]:
+    """Shape, type and parts of one observation in the rollout."""
+    problem = ""
+    if isinstance(space, spaces.Dict):
+        try:
+            packing = Packing(space)
+        except ValueError as error:
+            problem = f"; {error}"
+        else:
+            return (packing.row_bytes,), np.dtype(np.uint8), packing.parts
+    if not isinstance(space, spaces.Box):
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: the observation space is {space}{problem}; zpala learns from Box spaces, and from a Dict of Box, "
+            f"Discrete, MultiDiscrete and MultiBinary spaces only. {_other_observation(space)}"
+        )
+    if 0 in space.shape or not space.shape:
+        raise UnsupportedEnvironment(
+            f"environment {env_id!r}: observations of shape {space.shape} hold no row of numbers; a single number has the shape (1,)"
+        )
+    return tuple(space.shape), np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32), ()
 
 
 def _limit_text(max_episode_steps: int | None) -> str:
@@ -327,18 +359,6 @@ def _limit_text(max_episode_steps: int | None) -> str:
 def _other_observation(space: spaces.Space[Any]) -> str:
     wrapper = "FlattenObservation(env)" if space.is_np_flattenable else "TransformObservation(env, function, Box(...))"
     return f"A factory of your own can return gymnasium.wrappers.{wrapper}, which makes a row of numbers of them."
-
-
-def _other_action(space: spaces.Space[Any]) -> str:
-    table = (
-        "ACTIONS, a list of the combinations"
-        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary)
-        else "ACTIONS, a list of a few"
-    )
-    return (
-        "A factory of your own can return gymnasium.wrappers.TransformAction(env, lambda i: ACTIONS[i], Discrete(len(ACTIONS))) with "
-        f"{table}."
-    )
 
 
 __all__ = [

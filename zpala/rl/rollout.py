@@ -5,7 +5,7 @@ values, so that reading what was never written shows at once.
 
 ==================  =============================  =======================================================================
 observations        dtype[T + 1, N, ...]           observation t is what action t was chosen from; row T is carried to row 0
-actions             i64[T, N]
+actions             dtype[T, N, ...]               as the environment's action space says: i64[T, N], i64[T, N, K] or f32[T, N, D]
 rewards             f32[T, N]                      raw
 terminated          bool[T, N]                     the game ended
 truncated           bool[T, N]                     the game was cut off, its value goes on
@@ -66,7 +66,8 @@ class Rollout:
         self.num_envs = num_envs
         self.spec = spec
         self.observations = torch.full((num_steps + 1, num_envs, *shape), absurd, dtype=dtype, pin_memory=pinned)
-        self.actions = torch.full(cells, _ABSURD_ACTION, dtype=torch.int64, pin_memory=pinned)
+        actions, absurd_action = spec.actions, _ABSURD_FLOAT if spec.actions.dtype.is_floating_point else _ABSURD_ACTION
+        self.actions = torch.full((*cells, *actions.shape), absurd_action, dtype=actions.dtype, pin_memory=pinned)
         self.rewards = torch.full(cells, _ABSURD_FLOAT, dtype=torch.float32, pin_memory=pinned)
         self.terminated = torch.full(cells, True, dtype=torch.bool, pin_memory=pinned)
         self.truncated = torch.full(cells, True, dtype=torch.bool, pin_memory=pinned)
@@ -105,13 +106,13 @@ class Rollout:
         view: NDArray[Any] = self._arrays["observations"][t, start:stop]
         return view
 
-    def action(self, t: int, start: int, stop: int) -> NDArray[np.int64]:
-        """The actions i64[stop - start] of step ``t`` in [0, T), a view."""
-        view: NDArray[np.int64] = self._arrays["actions"][t, start:stop]
+    def action(self, t: int, start: int, stop: int) -> NDArray[Any]:
+        """The actions [stop - start, ...] of step ``t`` in [0, T), a view."""
+        view: NDArray[Any] = self._arrays["actions"][t, start:stop]
         return view
 
     def set_actions(self, t: int, start: int, stop: int, actions: Tensor) -> None:
-        """Copies ``actions`` i64[stop - start] of any device into step ``t``; they are there when the call returns."""
+        """Copies ``actions`` [stop - start, ...] of any device into step ``t``; they are there when the call returns."""
         self.actions[t, start:stop].copy_(actions)
 
     def row(self, t: int, start: int, stop: int) -> StepRow:

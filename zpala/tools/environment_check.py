@@ -21,9 +21,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import SyncVectorEnv
-from numpy.typing import NDArray
 
 from zpala.config import ConfigError, EnvironmentConfig
+from zpala.rl.action_spaces import Actions, ActionSpace, for_simulator
 from zpala.rl.environment_names import AtariGame, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
 from zpala.rl.environments import Environments, EnvironmentSpec, environment_spec, make_environments
 from zpala.rl.simulators import plain_environment, vector_environment
@@ -41,8 +41,6 @@ _FIRST_SEED = 1_000
 _HARMLESS = re.compile(r"infinity|unwrapped|render|passive|deprecat|out of date|not having a spec")
 # What it refuses and the comparisons below decide: chance that no seed reaches, and observations that are changed after they were returned.
 _DECIDED_BY_PLAY = re.compile(r"super\(\)\.reset\(seed=seed\)|[Dd]eterministic|share an object")
-
-Actions = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +164,7 @@ def _examine(config: EnvironmentConfig, steps: int, found: Examination) -> None:
 
 def _specify(config: EnvironmentConfig, found: Examination) -> EnvironmentSpec:
     spec = environment_spec(config.id, config.args, config.atari_settings(), config.max_episode_steps)
-    shape = ",".join(map(str, spec.observation_shape))
-    found.stored_as = f"{spec.observation_dtype}[{shape}]"
+    found.stored_as = spec.observation()
     return spec
 
 
@@ -194,7 +191,7 @@ def _examine_plain(config: EnvironmentConfig, spec: EnvironmentSpec, steps: int,
     if found.errors:
         return
     with contextlib.closing(make()) as env:
-        found.steps_per_s_single = _speed_alone(env, spec.num_actions)
+        found.steps_per_s_single = _speed_alone(env, spec.actions)
     found.steps_per_s_vector = _speed(config, config.num_envs)
 
 
@@ -205,7 +202,7 @@ def _play_alone(
     bytes_per_step = max(1, int(np.prod(spec.observation_shape)) * spec.observation_dtype.itemsize)
     length = max(2, min(steps, MEMORY_MAX // bytes_per_step) // n)
     rng = np.random.default_rng(0)
-    actions = [rng.integers(0, spec.num_actions, length) for _ in range(n)]
+    actions = [spec.actions.sample(rng, length) for _ in range(n)]
     alone: list[Trace] = []
     complaints = Complaints()
     try:
@@ -325,7 +322,7 @@ def _compare(config: EnvironmentConfig, alone: list[Trace], actions: list[Action
 def _examine_vectors(config: EnvironmentConfig, spec: EnvironmentSpec, steps: int, found: Examination) -> None:
     """A vector environment of a factory: by itself, twice with one seed, then as zpala steps it."""
     n = config.num_envs
-    actions = np.random.default_rng(0).integers(0, spec.num_actions, (max(2, steps // n), n))
+    actions = spec.actions.sample(np.random.default_rng(0), max(2, steps // n), n)
     complaints = Complaints()
     given: list[list[traces.Array]] = []
     for _ in range(2):
@@ -350,7 +347,7 @@ def _examine_atari(config: EnvironmentConfig, game: AtariGame, steps: int, found
     with contextlib.closing(vector_environment(config.id, 1, atari=config.atari_settings())) as env:
         found.observation, found.action = _line(env.single_observation_space), _line(env.single_action_space)
         found.autoreset, found.vectors = env.metadata["autoreset_mode"].name, "ALE's vector environment"
-    actions = np.random.default_rng(0).integers(0, spec.num_actions, steps // 2)
+    actions = spec.actions.sample(np.random.default_rng(0), steps // 2)
     trace = traces.emulate(game.rom, actions, atari, config.max_episode_steps)
     environments = make_environments(config.id, 1, seeds=[_FIRST_SEED], atari=atari, max_episode_steps=config.max_episode_steps)
     try:
@@ -395,7 +392,7 @@ def _played(config: EnvironmentConfig, actions: Actions) -> list[Trace]:
 def _speed(config: EnvironmentConfig, n: int) -> float:
     environments = _make(config, n, [_FIRST_SEED + i for i in range(n)])
     row = traces.memory(n, environments.spec.observation_shape, environments.spec.observation_dtype)
-    actions = np.random.default_rng(1).integers(0, environments.spec.num_actions, (64, n))
+    actions = environments.spec.actions.sample(np.random.default_rng(1), 64, n)
     try:
         environments.reset(row.next_observation)
         return n * _rate(lambda k: environments.step(actions[k % 64], row))
@@ -403,9 +400,8 @@ def _speed(config: EnvironmentConfig, n: int) -> float:
         environments.close()
 
 
-def _speed_alone(env: gymnasium.Env[Any, Any], num_actions: int) -> float:
-    start = int(getattr(env.action_space, "start", 0))
-    actions = np.random.default_rng(1).integers(start, start + num_actions, 64)
+def _speed_alone(env: gymnasium.Env[Any, Any], space: ActionSpace) -> float:
+    actions = for_simulator(env.action_space)(space.sample(np.random.default_rng(1), 64))
 
     def step(k: int) -> None:
         _, _, terminated, truncated, _ = env.step(actions[k % 64])

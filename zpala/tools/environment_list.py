@@ -107,5 +107,4 @@ def _look_at(name: str) -> Registered | None:
             spec = environment_spec(name)
         except UnsupportedEnvironment as error:
             return Registered(name, observation, action, str(error).partition(": ")[2].partition(". ")[0])
-        shape = ",".join(map(str, spec.observation_shape))
-        return Registered(name, f"{spec.observation_dtype}[{shape}]", f"discrete {spec.num_actions}", "")
+        return Registered(name, spec.observation(), spec.actions.describe(), "")

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from zpala.rl.action_spaces import for_simulator
 from zpala.rl.environments import Environments, Episode, StepRow
 from zpala.rl.simulators import AtariSettings
 
@@ -77,11 +78,10 @@ def play_alone(env: gymnasium.Env[Any, Any], seed: int, actions: Array, limit_s:
         Broken: it could not be played any further.
     """
     deadline = time.monotonic() + limit_s
-    start = int(getattr(env.action_space, "start", 0))
     trace = Trace(_reset(env, seed, "the first reset", complaints))
-    for t, action in enumerate(actions):
+    for t, action in enumerate(for_simulator(env.action_space)(actions)):
         where = f"step {t}"
-        returned = _call(where, env.step, action + start)
+        returned = _call(where, env.step, action)
         if not isinstance(returned, tuple) or len(returned) != 5:
             raise Broken(
                 f"{where} returned {_kind(returned)}, not the five values observation, reward, terminated, truncated and info of Gymnasium"
@@ -210,7 +210,7 @@ def compare_with(traces: list[Trace], environments: Environments, actions: list[
     at = [0] * n  # the step of its trace that each environment is at
     games: list[list[tuple[float, int]]] = [[] for _ in range(n)]
     while all(at[i] < len(traces[i]) for i in range(n)):
-        ended = environments.step(np.array([actions[i][at[i]] for i in range(n)], dtype=np.int64), row)
+        ended = environments.step(np.stack([actions[i][at[i]] for i in range(n)]), row)
         for episode in ended:
             games[episode.environment].append((episode.return_, episode.length))
         for i, trace in enumerate(traces):
@@ -245,20 +245,20 @@ def memory(n: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> StepRow:
 
 
 def look_at_vectors(env: VectorEnv[Any, Any, Any], seed: int, actions: Array, complaints: Complaints) -> list[Array]:
-    """Plays a vector environment that is nobody's but itself: actions i64[T, n]. Returns what it gave, for a comparison with a repetition.
+    """Plays a vector environment that is nobody's but itself: actions [T, n, ...]. Returns what it gave, to be compared with a repetition.
 
     Raises:
         Broken: it could not be played any further.
     """
     n, space = env.num_envs, env.single_observation_space
-    start = int(getattr(env.single_action_space, "start", 0))
+    translate = for_simulator(env.single_action_space)
     mode = env.metadata.get("autoreset_mode")
     first = _call("the first reset", env.reset, seed=seed)
     given = [_look_at_batch(first[0], space, n, "the first reset", complaints)]
     resetting = np.zeros(n, dtype=np.bool_)
     for t, action in enumerate(actions):
         where = f"step {t}"
-        returned = _call(where, env.step, action + start)
+        returned = _call(where, env.step, translate(action))
         if not isinstance(returned, tuple) or len(returned) != 5:
             raise Broken(f"{where} returned {_kind(returned)}, not the five values of Gymnasium's vector environments")
         observation, reward, terminated, truncated, info = returned
