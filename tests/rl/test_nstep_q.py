@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rl.q_agents import SmallNetwork, q_agent
+from tests.rl.q_agents import FOUR, q_agent, small_network
 from tests.rl.rollouts import act_everywhere, fill_with_noise, noisy_rollout, spec
 from zpala.rl.nstep_q import NStepQ, NStepQSettings
 from zpala.rl.q_learning import q_loss
 from zpala.rl.rollout import Rollout
-
-FOUR = spec(num_actions=4)
 
 
 def test_hand_worked_losses() -> None:
@@ -97,6 +95,18 @@ def test_reset_steps_teach_nothing_whatever_they_hold() -> None:
         gradients.append(agent.flat.gradients.clone())
     assert torch.equal(gradients[0], gradients[1])
     assert gradients[0].abs().max() > 0.0
+
+
+def test_statistics_of_observations_see_what_is_valid() -> None:
+    agent = q_agent(NStepQ, NStepQSettings(), small_network(normalize=True))
+    rollout = noisy_rollout(agent, 6, 4, FOUR)
+    rollout.observations.add_(7.0)
+    rollout.observations[:-1][~rollout.valid] = 1e6
+    assert agent.update(rollout, 1e-2, 0.0).finite
+    normalizer = agent.network.inputs.normalizer
+    assert normalizer is not None
+    mean, _ = normalizer.statistics()
+    torch.testing.assert_close(mean, rollout.observations[:-1][rollout.valid].mean(0), rtol=1e-4, atol=1e-4)
 
 
 def test_the_gradient_is_scaled_down() -> None:
@@ -184,14 +194,14 @@ class _Chain:
 @pytest.mark.parametrize("double", [False, True])
 def test_one_step_learning_finds_the_values_of_a_known_game(double: bool) -> None:
     constants = NStepQSettings(gamma=_Chain.GAMMA, double=double, loss="squared", max_grad_norm=1e9, target_update_steps=5)
-    agent = q_agent(NStepQ, constants, SmallNetwork(4, 2, hidden=0), optimizer="adam")
     given = spec((4,), num_actions=2)
+    agent = q_agent(NStepQ, constants, small_network(given), optimizer="adam")
     rollout = Rollout(given, 1, 16, extra=agent.per_step())
     rollout.truncated.fill_(False)
     rollout.valid.fill_(True)
     states = [number % 4 for number in range(16)]
     eye = torch.eye(4)
-    for update in range(1500):
+    for update in range(700):
         rollout.observations[0] = eye[states]
         agent.begin(rollout, 0.0)  # epsilon 1
         rollout.set_actions(0, 0, 16, agent.act(rollout, 0, 0, 16))
@@ -200,6 +210,6 @@ def test_one_step_learning_finds_the_values_of_a_known_game(double: bool) -> Non
             rollout.terminated[0, number] = ended
             states[number] = (update + number) % 4 if ended else following
         rollout.observations[1] = eye[states]
-        assert agent.update(rollout, 0.05 if update < 1000 else 0.005, 0.0).finite
+        assert agent.update(rollout, 1e-2 if update < 400 else 1e-3, 0.0).finite
     with torch.no_grad():
         np.testing.assert_allclose(agent.network(eye).numpy(), _Chain.values(), atol=0.02)

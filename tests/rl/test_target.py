@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 
-from tests.rl.q_agents import SmallNetwork
+from tests.rl.q_agents import small_network
 from zpala.rl.flat import FlatParameters
 from zpala.rl.target import TargetNetwork
 
 
 def test_it_is_the_network_of_the_step_at_which_it_last_followed() -> None:
-    network = SmallNetwork()
+    network = small_network()
     flat = FlatParameters(network)
     target = TargetNetwork(network, flat, 3)
     observations = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))
@@ -31,7 +31,7 @@ def test_it_is_the_network_of_the_step_at_which_it_last_followed() -> None:
 
 
 def test_less_than_a_copy_is_a_moving_average() -> None:
-    network = SmallNetwork()
+    network = small_network()
     flat = FlatParameters(network)
     target = TargetNetwork(network, flat, 2, 0.25)
     expected = flat.parameters.double()
@@ -44,7 +44,7 @@ def test_less_than_a_copy_is_a_moving_average() -> None:
 
 
 def test_it_goes_on_from_its_state() -> None:
-    network = SmallNetwork()
+    network = small_network()
     flat = FlatParameters(network)
     first, second = TargetNetwork(network, flat, 3), TargetNetwork(network, flat, 3)
     flat.parameters.add_(1.0)
@@ -60,6 +60,6 @@ def test_it_goes_on_from_its_state() -> None:
 
 @pytest.mark.parametrize(("steps", "weight"), [(0, 1.0), (1, 0.0), (1, 1.5)])
 def test_a_target_that_never_follows_is_refused(steps: int, weight: float) -> None:
-    network = SmallNetwork()
+    network = small_network()
     with pytest.raises(ValueError, match="follows"):
         TargetNetwork(network, FlatParameters(network), steps, weight)

@@ -71,9 +71,9 @@ class Algorithm(ABC):
         self.optimizer = optimizer
         self.device = flat.parameters.device
 
-    @classmethod
-    def check_memory(cls, settings: Any, spec: EnvironmentSpec, num_envs: int, available_bytes: int) -> None:  # noqa: B027
-        """Raises ValueError, whose text names the field and a number that fits, where it would need more memory than there is for a node."""
+    @classmethod  # noqa: B027 - few keep much
+    def check_memory(cls, settings: Any, spec: EnvironmentSpec, num_envs: int, available_bytes: int) -> None:
+        """Raises ValueError where it would keep more than ``available_bytes``; the text names the field and a number that fits."""
 
     def per_step(self) -> Mapping[str, PerStep]:
         """Tensors that the slab must have beside its own, by name; ``rollout.extra`` holds them. Only the algorithm touches them."""

@@ -147,5 +147,5 @@ def _exponent(settings: DQNSettings) -> float:
 
 def _rounded(number: int) -> int:
     """Down to two digits."""
-    unit = 10 ** max(len(str(number)) - 2, 0)
+    unit: int = 10 ** max(len(str(number)) - 2, 0)
     return number // unit * unit

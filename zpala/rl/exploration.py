@@ -1,8 +1,8 @@
 """Epsilon-greedy acting: how often each environment gets an action by chance, and the chance itself.
 
 An environment's epsilon falls from 1 to its final value while the cluster's progress goes from 0 to ``fraction``, and stays there. Final
-values are dealt to the environments of a node by their number. All chance of a rollout is drawn at once, so that neither epsilon nor actions
-depend on how the environments are grouped.
+values are dealt to the environments of a node by their number. All chance of a rollout is drawn at once, so that neither epsilon nor
+actions depend on how the environments are grouped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def deal(finals: Sequence[float], shares: Sequence[float], num_envs: int, seed: 
     """The final epsilon of every environment [0, num_envs).
 
     Of ``num_envs`` environments ``finals[k]`` gets ``shares[k] * num_envs``, rounded down or up; over the nodes of a cluster, whose seeds
-    differ, the roundings even out. Systematic sampling: environment i has the quantile (i + u) / num_envs, with one u in [0, 1) from the seed.
+    differ, the roundings even out. Systematic sampling: environment i has the quantile (i + u) / num_envs, one u in [0, 1) from the seed.
     """
     check_epsilons(finals, shares)
     offset = (seed * _FIBONACCI % 2**64) / 2**64

@@ -31,7 +31,8 @@ class QLearningSettings:
         clip_rewards: learn from rewards clipped to [-1, 1].
         double: the network says which next action is the best, the target what it is worth (van Hasselt et al. 2016, arXiv 1509.06461);
             otherwise the target says both and is too optimistic.
-        loss: of an error d: "huber": d^2 / 2 up to 1 and |d| - 1/2 beyond, which limits the gradient as Mnih et al. 2015 do; "squared": d^2 / 2.
+        loss: of an error d: "squared": d^2 / 2; "huber": the same up to 1 and |d| - 1/2 beyond, which limits the gradient as Mnih et al.
+            2015 do.
         target_update_steps, target_update_weight: how the target network follows, see ``TargetNetwork``.
         exploration_fraction: of the cluster's progress in which epsilon falls from 1.
     """
