@@ -325,10 +325,8 @@ class Config(Section):
 
     def network_values(self) -> dict[str, Any]:
         """What ``zpala.rl.build_network`` takes by keyword, beside seed, heads and channels_last."""
-        n = self.network
-        names = ("name", "hidden_sizes", "activation", "separate_critic", "core", "core_size")
-        more = ("normalize_observations", "squash_actions", "dueling")
-        return {**{name: getattr(n, name) for name in (*names, *more)}, "contrast": n.initial_weights == "contrast"}
+        values = self.network.model_dump(exclude={"initial_weights", "channels_last"})
+        return {**values, "contrast": self.network.initial_weights == "contrast"}
 
     def algorithm_values(self, *, keeps_graph: bool = False) -> dict[str, object]:
         """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``keeps_graph``: ``auto`` of reuse_graph."""

@@ -70,6 +70,23 @@ class GuessEnv(gymnasium.Env[Observation, np.int64]):
         return shown
 
 
+class RecallEnv(gymnasium.Env[Observation, np.int64]):
+    """Shows one of two marks at first and nothing afterwards; the last of three actions must be the mark's number for a reward of 1."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._mark, self._left = int(self.np_random.integers(2)), 3
+        return np.eye(2, dtype=np.float32)[self._mark], {}
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        self._left -= 1
+        over = self._left == 0
+        return np.zeros(2, dtype=np.float32), float(over and action == self._mark), over, False, {}
+
+
 class ShiftedActionsEnv(ScriptedEnv):
     """Actions are 5 and 6; the reward is the action."""
 
