@@ -290,7 +290,8 @@ def test_options_name_existing_fields() -> None:
 
 def test_an_unknown_algorithm_is_refused_with_the_closest_names() -> None:
     with pytest.raises(
-        ConfigError, match=r'--algorithm .*algorithm.name = \'ppp\' is not allowed.*"a2c" or "ppo" or "vtrace".*did you mean "ppo"'
+        ConfigError,
+        match=r'--algorithm .*algorithm.name = \'ppp\' is not.*"a2c" or "ppo" or "nstep_q" or "dqn" or "vtrace".*did you mean "ppo"',
     ):
         load_config(None, {"algorithm.name": "ppp"}, {})
 

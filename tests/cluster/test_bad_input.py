@@ -51,6 +51,11 @@ CASES = {
         f"--env {FAULTY}:make --env-arg fault=construction", USAGE, ("the arm is not connected", "faulty_environment.py:")
     ),
     "network for other observations": Case("--set network.name=nature_cnn", USAGE, ("network", "nature_cnn", "float32[4]")),
+    "replay beyond the memory": Case(
+        "--algorithm dqn --set dqn.capacity=100_000_000 --set node.max_memory_mb=1500",
+        USAGE,
+        ("dqn.capacity = 100,000,000 env_steps of CartPole-v1 need ", "this node may have 1.0 GB", "000,000 would fit"),
+    ),
     "unknown topology": Case("--topology rign", USAGE, ("'rign'", "did you mean 'ring'")),
     "asymmetric topology": Case(
         "--topology one_way.py",
