@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from zpala import __version__, cli
-from zpala.config import Config
+from zpala.config import ALGORITHM_NAMES, Config
 from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
 from zpala.rl.algorithms import ALGORITHMS
@@ -127,7 +127,7 @@ def test_the_environment_variable_is_read(run: Run, started: list[tuple[Config, 
         (["launch", "--topology", "cube", "-n", "2"], ["'cube'"]),
         (["launch", "--topology", "hypercube", "-n", "3"], ["hypercube.py", "power of two"]),
         (["launch", "--env", "CartPol-v1", "-n", "2"], ["environment.id", "CartPole-v1"]),
-        (["launch", "--algorithm", "ppp", "-n", "2"], ["--algorithm", "a2c, ppo, vtrace", 'did you mean "ppo"']),
+        (["launch", "--algorithm", "ppp", "-n", "2"], ["--algorithm", ", ".join(ALGORITHM_NAMES), 'did you mean "ppo"']),
         (["launch", "--algorithm", "absent.py:Mine", "-n", "2"], ["algorithm: ", "absent.py:Mine: there is no file"]),
         (["launch", "--algorithm", "tests.rl.scripted:GuessEnv", "-n", "2"], ["GuessEnv", "no subclass of Algorithm"]),
         (["launch", "--algorithm-arg", "speed=3", "-n", "2"], ["algorithm.args.speed: a2c has no such setting", "gamma"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from zpala.config import (
+    ALGORITHM_NAMES,
     OPTION_FIELDS,
     SECTIONS,
     Config,
@@ -146,7 +147,7 @@ def test_a_file_of_an_algorithm_is_absolute_from_the_start(tmp_path: Path, monke
     ("name", "words"),
     [
         ("pp", '(did you mean "ppo"?)'),
-        ("quixotic", "expected a2c, ppo, vtrace"),
+        ("quixotic", f"expected {', '.join(ALGORITHM_NAMES)}, path"),
         ("mine.py", '(did you mean "mine.py:Class"?)'),
         ("mine.py:", "path/to/mine.py:Class or module:Class"),
         (":Mine", "path/to/mine.py:Class or module:Class"),
