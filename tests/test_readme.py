@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from zpala.config import OPTION_FIELDS, EnvironmentConfig, load_config, preset_names
+from zpala.config import OPTION_FIELDS, TABLES, EnvironmentConfig, load_config, preset_names
 from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import shipped_topologies
