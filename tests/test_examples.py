@@ -86,6 +86,7 @@ def test_an_environment_of_ones_own_is_learned(processes: Processes) -> None:
         assert last["charts/episodic_return"] > 0.7, "a random walk gets 0.5"
 
 
+@pytest.mark.timeout(90)  # games are played after the run, too
 def test_an_algorithm_of_ones_own_learns_and_is_evaluated_from_anywhere(processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     command = command_in("custom_algorithm.py", "zpala")
     assert "examples/custom_algorithm.py:Reinforce" in command

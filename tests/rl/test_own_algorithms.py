@@ -122,6 +122,7 @@ def test_an_unknown_name_is_answered_with_the_list_and_the_closest() -> None:
         ("import no_such_package\n", "mine.py:Mine", ("No module named 'no_such_package'", "mine.py:1)")),
         ("import no_such_package\n", "mine:Mine", ("No module named 'no_such_package'", "mine.py:1)")),
         ("def f(:\n", "mine.py:Mine", ("SyntaxError", "mine.py:1)")),
+        ("from zpala.rl import AtariSettings, Rollout\n\nRollout(None, 0, 0)\n", "mine.py:Mine", ("ValueError", "mine.py:3)")),
         ("raise SystemExit(3)\n", "mine.py:Mine", ("SystemExit: 3", "mine.py:1)")),
         ("import json\njson.loads('{')\n", "mine.py:Mine", ("JSONDecodeError", "mine.py:2)")),
     ],

@@ -51,9 +51,9 @@ def raised_at(error: BaseException) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({error.filename}:{error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    if not frames or _is_within(frames[-1].filename, [PACKAGE]):
-        return ""
     own = [frame for frame in frames if not _is_within(frame.filename, [PACKAGE, *_INSTALLED])]
+    if not own and (not frames or _is_within(frames[-1].filename, [PACKAGE])):
+        return ""
     frame = (own or frames)[-1]
     return f" ({frame.filename}:{frame.lineno})"
 
