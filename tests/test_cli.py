@@ -368,3 +368,17 @@ def test_an_environment_that_does_not_exist_is_exit_2_with_the_closest(run: Run)
         assert status == ExitCode.USAGE
         assert "CartPole-v1" in error
     assert "ALE/Pong-v5" in run("env", "list", "pong")[1]
+
+
+def test_launch_refuses_a_replay_beyond_the_memory_of_all_its_nodes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """9 of 10 GB for three nodes, of which each needs half a GB for itself: 2.5 GB each."""
+    monkeypatch.setattr("zpala.node.memory.available_bytes", lambda: 10_000_000_000)
+    folder = tmp_path / "run"
+    status, _, text = run("launch", "-n", "3", "--algorithm", "dqn", "--set", "dqn.capacity=100_000_000", "--run-dir", str(folder))
+    assert status == ExitCode.USAGE
+    said = re.search(
+        r"dqn.capacity = 100,000,000 env_steps of CartPole-v1 need [\d.]+ GB, and this node may have 2.5 GB. About ([\d,]+) ", text
+    )
+    assert said is not None, text
+    assert 10_000_000 < int(said[1].replace(",", "")) < 100_000_000
+    assert not folder.exists()

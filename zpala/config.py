@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -55,7 +55,7 @@ OPTION_FIELDS: Mapping[str, str] = {
 
 
 # The learning algorithms that zpala brings along; ``zpala.rl.algorithms`` has their classes.
-ALGORITHM_NAMES = ("a2c", "ppo", "vtrace")
+ALGORITHM_NAMES = ("a2c", "ppo", "nstep_q", "dqn", "vtrace")
 
 # Fields that are tables of somebody else's arguments, and the option that sets one of them.
 TABLES: Mapping[str, str] = {"environment.args": "env-arg", "algorithm.args": "algorithm-arg"}
@@ -69,6 +69,9 @@ class Section(BaseModel):
     """Settings are frozen, unknown keys are refused and types are not coerced (``"5"`` is no number)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class RunConfig(Section):
@@ -187,6 +190,47 @@ class VTraceConfig(Section):
     lag: int = Field(0, ge=0, le=64, description="Act with the parameters of so many updates ago: what staleness costs, and no speed.")
 
 
+class QLearningConfig(Section):
+    """What the value-based algorithms have in common."""
+
+    double: bool = Field(True, description="The network chooses the next action, the target network values it; else the target does both.")
+    loss: Literal["huber", "squared"] = Field("huber", description="huber: errors beyond 1 count linearly.")
+    target_update_steps: int = Field(100, ge=1, description="The target network follows after so many optimiser steps of the node.")
+    target_update_weight: float = Field(1.0, gt=0, le=1, description="By this share of the way; 1: it becomes a copy.")
+    exploration_fraction: float = Field(0.1, ge=0, le=1, description="Of the cluster's progress in which epsilon falls linearly from 1.")
+
+
+class NStepQConfig(QLearningConfig):
+    final_epsilons: tuple[Probability, ...] = Field(
+        (0.1, 0.01, 0.5), min_length=1, strict=False, description="What epsilon falls to, in different environments."
+    )
+    epsilon_shares: tuple[Probability, ...] = Field(
+        (0.4, 0.3, 0.3), strict=False, description="The share of the environments for each of final_epsilons; they sum to 1."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> NStepQConfig:
+        if len(self.epsilon_shares) != len(self.final_epsilons) or abs(sum(self.epsilon_shares) - 1.0) > 1e-6:
+            raise ValueError(
+                f"epsilon_shares = {list(self.epsilon_shares)} must have as many numbers as final_epsilons = {list(self.final_epsilons)} "
+                "and sum to 1"
+            )
+        return self
+
+
+class DQNConfig(QLearningConfig):
+    final_epsilon: float = Field(0.05, ge=0, le=1, description="What epsilon falls to.")
+    capacity: int = Field(100_000, ge=1, description="env_steps that the replay of a node holds.")
+    batch_size: int = Field(32, ge=1, description="Transitions of one optimiser step.")
+    train_frequency: float = Field(4.0, gt=0, description="env_steps of a node for one optimiser step.")
+    learning_starts: int = Field(1_000, ge=0, description="No optimiser step before a node has stored so many env_steps.")
+    prioritized: bool = Field(False, description="Transitions are drawn by their errors and weighted against it.")
+    priority_exponent: float = Field(0.6, gt=0, le=1, description="Priority: |error| to this power.")
+    priority_beta: float = Field(
+        0.4, ge=0, le=1, description="Start of the weights' exponent, which goes to 1 with the cluster's progress."
+    )
+
+
 class OptimizerConfig(Section):
     name: Literal["rmsprop", "adam"] = Field("rmsprop", description="Optimiser; its state stays local to the node.")
     lr: float = Field(7e-4, gt=0, description="Learning rate; never scaled by the number of nodes.")
@@ -283,6 +327,8 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     ppo: PPOConfig = PPOConfig()
+    nstep_q: NStepQConfig = NStepQConfig()
+    dqn: DQNConfig = DQNConfig()
     vtrace: VTraceConfig = VTraceConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     gossip: GossipConfig = GossipConfig()
@@ -295,6 +341,12 @@ class Config(Section):
             raise ValueError(
                 f"node.actors x node.groups = {self.node.actors * groups} is more than environment.num_envs = {self.environment.num_envs}: "
                 "every actor steps at least one environment"
+            )
+        rollout = self.algorithm.num_steps * self.environment.num_envs
+        if self.algorithm.name == "dqn" and self.dqn.capacity < rollout:
+            raise ValueError(
+                f"dqn.capacity = {self.dqn.capacity} is less than a rollout, algorithm.num_steps x environment.num_envs = {rollout}: "
+                "the replay takes whole rollouts"
             )
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")

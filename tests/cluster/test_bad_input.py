@@ -62,6 +62,11 @@ CASES = {
         ("algorithm", "mine.py:Mine cannot be made", "RuntimeError: no memory left", "mine.py:4)"),
         (("mine.py", MINE),),
     ),
+    "replay beyond the memory": Case(
+        "--algorithm dqn --set dqn.capacity=100_000_000 --set node.max_memory_mb=1500",
+        USAGE,
+        ("dqn.capacity = 100,000,000 env_steps of CartPole-v1 need ", "this node may have 1.0 GB", "000,000 would fit"),
+    ),
     "unknown topology": Case("--topology rign", USAGE, ("'rign'", "did you mean 'ring'")),
     "asymmetric topology": Case(
         "--topology one_way.py",

@@ -19,9 +19,15 @@ from zpala.rl.rollout import Rollout
 
 NAMES = sorted(ALGORITHMS)
 
+# Q-learning explores for ever unless told otherwise, and a replay that is larger than a test's few steps teaches nothing.
+OVERRIDES: dict[str, dict[str, object]] = {
+    "nstep_q": {"nstep_q.final_epsilons": [0.01], "nstep_q.epsilon_shares": [1.0], "nstep_q.target_update_steps": 10},
+    "dqn": {"dqn.final_epsilon": 0.01, "dqn.learning_starts": 0, "dqn.batch_size": 256, "dqn.target_update_steps": 50},
+}
+
 
 def build(name: str, environments: Environments, **overrides: object) -> Algorithm:
-    values: dict[str, object] = {"algorithm.name": name, **overrides}
+    values: dict[str, object] = {"algorithm.name": name, **OVERRIDES.get(name, {}), **overrides}
     config: Config = load_config(None, values, {})
     network = build_network(environments.spec, "auto", (32,), "tanh", False, 1, heads=ALGORITHMS[name].HEADS)
     flat = FlatParameters(network)

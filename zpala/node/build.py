@@ -21,6 +21,7 @@ from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.topology import Topology
 from zpala.node.actor import ACTOR, Actor, ActorGroup, shards
 from zpala.node.errors import NodeError, UsageError
+from zpala.node.memory import STOP_SHARE
 from zpala.node.sockets import Context
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor, WorkerFailed
@@ -35,6 +36,7 @@ from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
 
 STOP_LIMIT_S = 3.0  # the actors have this long to end
+NODE_BYTES = 500_000_000  # of a node beside what its algorithm keeps: about what torch, a network for images and its rollout take
 STEP_LIMIT_S = 60.0  # one step of one group of environments
 
 _log = logging.getLogger(__name__)
@@ -128,6 +130,31 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
         )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error
+
+
+def check_memory(config: Config, spec: EnvironmentSpec, nodes_here: int, available: int | None) -> None:
+    """Refuses with a ``UsageError`` what an algorithm would keep beyond this node's share of the memory.
+
+    Args:
+        nodes_here: nodes of the run on this machine.
+        available: bytes that there are for all of them (``memory.available_bytes``); None: nobody knows, and nothing is refused.
+    """
+    limit_mb = config.node.max_memory_mb
+    if isinstance(limit_mb, int):
+        share = limit_mb * 1_000_000
+    elif available is not None:
+        share = int(STOP_SHARE * available / nodes_here)
+    else:
+        return
+    name = config.algorithm.name
+    try:
+        kind, settings = find_algorithm(name), build_settings(name, config.algorithm_values())
+    except AlgorithmError as error:
+        raise UsageError(f"algorithm: {error}.") from error
+    try:
+        kind.check_memory(settings, spec, config.environment.num_envs, max(0, share - NODE_BYTES))
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
 
 
 def build_actor_groups(

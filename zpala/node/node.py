@@ -18,7 +18,7 @@ from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import HostList
 from zpala.gossip.topology import Topology, load_topology
 from zpala.metrics import MetricsLog
-from zpala.node.build import agreement, build_actor_groups, build_parts, choose_device, start_actor, stop_actors
+from zpala.node.build import agreement, build_actor_groups, build_parts, check_memory, choose_device, start_actor, stop_actors
 from zpala.node.claim import Claim, Machine, claim_line
 from zpala.node.connection import Connection
 from zpala.node.door import raise_descriptor_limit
@@ -93,6 +93,7 @@ def _run(
         stack.callback(claim.close)
         host = hosts.hosts[claim.line]
         threads = _threads(config, hosts, spec)
+        check_memory(config, spec, _nodes_here(hosts), available_bytes())
         prepare_process(threads)
         parts = build_parts(config, spec, claim.line, device, threads)
         rollout = Rollout(

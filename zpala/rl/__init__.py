@@ -4,6 +4,7 @@ from zpala.rl.a2c import A2C, A2CLoss, A2CSettings, a2c_loss
 from zpala.rl.action_spaces import ActionSpace, Box, Discrete, MultiDiscrete
 from zpala.rl.algorithm import Algorithm, Statistics
 from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
+from zpala.rl.dqn import DQN, DQNSettings
 from zpala.rl.environments import (
     AtariSettings,
     Environments,
@@ -15,26 +16,31 @@ from zpala.rl.environments import (
     environment_spec,
     make_environments,
 )
+from zpala.rl.exploration import EpsilonGreedy
 from zpala.rl.flat import FlatEntry, FlatParameters
 from zpala.rl.inputs import Inputs, Normalizer, Unpacking
 from zpala.rl.lstm import LSTM
 from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Unrolled, build_network
+from zpala.rl.nstep_q import NStepQ, NStepQSettings
 from zpala.rl.observations import ObservationPart, unpack
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policies import Categorical, Evaluated, Gaussian, MultiCategorical, Policy, SquashedGaussian, policy_for
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.ppo import PPO, PPOLoss, PPOSettings, ppo_loss
+from zpala.rl.q_learning import QLearning, QLearningSettings, q_loss
 from zpala.rl.replay import Replay, Transitions
 from zpala.rl.returns import Discounts, discounts, lambda_returns, n_step_returns
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 from zpala.rl.seeding import actor_seed, environment_seeds, node_seed, torch_seed
+from zpala.rl.target import TargetNetwork
 from zpala.rl.trunks import MLP, Combined, ImpalaResNet, NatureCNN, NipsCNN, Trunk
 from zpala.rl.vtrace import VTrace, VTraceSettings, VTraceTargets, vtrace_targets
 
 __all__ = [
     "A2C",
     "ALGORITHMS",
+    "DQN",
     "LSTM",
     "MLP",
     "PPO",
@@ -51,11 +57,13 @@ __all__ = [
     "Box",
     "Categorical",
     "Combined",
+    "DQNSettings",
     "Discounts",
     "Discrete",
     "EnvironmentSpec",
     "Environments",
     "Episode",
+    "EpsilonGreedy",
     "Evaluated",
     "FlatEntry",
     "FlatParameters",
@@ -64,6 +72,8 @@ __all__ = [
     "Inputs",
     "MultiCategorical",
     "MultiDiscrete",
+    "NStepQ",
+    "NStepQSettings",
     "NatureCNN",
     "Network",
     "NipsCNN",
@@ -78,12 +88,15 @@ __all__ = [
     "Policy",
     "PolicyGradient",
     "PolicyGradientSettings",
+    "QLearning",
+    "QLearningSettings",
     "RMSprop",
     "Replay",
     "Rollout",
     "SquashedGaussian",
     "Statistics",
     "StepRow",
+    "TargetNetwork",
     "Transitions",
     "Trunk",
     "UnknownEnvironment",
@@ -112,6 +125,7 @@ __all__ = [
     "node_seed",
     "policy_for",
     "ppo_loss",
+    "q_loss",
     "torch_seed",
     "unpack",
     "vtrace_targets",

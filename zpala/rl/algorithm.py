@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Heads, Network
 from zpala.rl.optimizers import Optimizer
@@ -71,6 +72,10 @@ class Algorithm(ABC):
         self.flat = flat
         self.optimizer = optimizer
         self.device = flat.parameters.device
+
+    @classmethod  # noqa: B027 - few keep much
+    def check_memory(cls, settings: Any, spec: EnvironmentSpec, num_envs: int, available_bytes: int) -> None:
+        """Raises ValueError where it would keep more than ``available_bytes``; the text names the field and a number that fits."""
 
     def per_step(self) -> Mapping[str, PerStep]:
         """Tensors that the slab must have beside its own, by name; ``rollout.extra`` holds them. Only the algorithm touches them."""

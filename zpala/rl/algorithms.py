@@ -16,14 +16,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
+from zpala.rl.dqn import DQN
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network
+from zpala.rl.nstep_q import NStepQ
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.ppo import PPO
 from zpala.rl.user_modules import NoSuchModule, import_named, raised_at
 from zpala.rl.vtrace import VTrace
 
-ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "vtrace": VTrace}
+ALGORITHMS: Mapping[str, type[Algorithm]] = {"a2c": A2C, "ppo": PPO, "nstep_q": NStepQ, "dqn": DQN, "vtrace": VTrace}
 
 _NOT_SETTINGS = {"name", "args"}  # fields of [algorithm] that no algorithm is told
 

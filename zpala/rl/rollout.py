@@ -64,6 +64,7 @@ class Rollout:
         shape, cells = spec.observation_shape, (num_steps, num_envs)
         self.num_steps = num_steps
         self.num_envs = num_envs
+        self.spec = spec
         self.observations = torch.full((num_steps + 1, num_envs, *shape), absurd, dtype=dtype, pin_memory=pinned)
         actions, absurd_action = spec.actions, _ABSURD_FLOAT if spec.actions.dtype.is_floating_point else _ABSURD_ACTION
         self.actions = torch.full((*cells, *actions.shape), absurd_action, dtype=actions.dtype, pin_memory=pinned)

@@ -60,7 +60,7 @@ def launch(config: Config, *, nodes: int, command: Sequence[str] = COMMAND, outp
     Raises: ConfigError, TopologyError, RunDirectoryError before anything is started.
     """
     load_topology(config.gossip.topology, nodes)
-    _check_parts(config)
+    _check_parts(config, nodes)
     names = [f"n{index}" for index in range(nodes)]
     run = config.run.directory or default_run_directory(config.environment.id, config.preset, config.run.seed)
     taken = [name for name in names if (run / "nodes" / name).exists()]
@@ -101,14 +101,17 @@ def free_ports(count: int) -> list[int]:
     raise ConfigError(f"no {count} free ports between {PORTS.start} and {PORTS.stop - 1} on this machine. Start fewer nodes (-n).")
 
 
-def _check_parts(config: Config) -> None:
+def _check_parts(config: Config, nodes: int) -> None:
     """One paragraph here instead of one from every node."""
-    from zpala.node.build import check_parts
+    from zpala.node.build import check_memory, check_parts
     from zpala.node.errors import UsageError
+    from zpala.node.memory import available_bytes
     from zpala.node.specification import specification
 
     try:
-        check_parts(config, specification(config.environment))
+        spec = specification(config.environment)
+        check_parts(config, spec)
+        check_memory(config, spec, nodes, available_bytes())
     except UsageError as error:
         raise ConfigError(error.text) from None
 

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import copy
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from tests.rl.q_agents import FOUR, q_agent
+from tests.rl.rollouts import act_everywhere, fill_with_noise, noisy_rollout
+from zpala.rl.action_spaces import Discrete
+from zpala.rl.dqn import DQN, DQNSettings
+from zpala.rl.environments import EnvironmentSpec
+from zpala.rl.replay import bytes_needed
+from zpala.rl.rollout import Rollout
+
+
+def going_on(agent: DQN, before: Rollout | None, seed: int, steps: int = 6, envs: int = 4) -> Rollout:
+    """A rollout of noise that begins where ``before`` ended. A truncated game ends with an observation of its own; the next one is not."""
+    rollout = Rollout(FOUR, steps, envs, extra=agent.per_step())
+    fill_with_noise(rollout, seed)
+    if before is not None:
+        rollout.observations[0] = before.observations[-1]
+    act_everywhere(agent, rollout)
+    return rollout
+
+
+def filled(agent: DQN, rollouts: int = 3) -> Rollout:
+    rollout = None
+    for seed in range(rollouts):
+        rollout = going_on(agent, rollout, seed)
+        assert agent.update(rollout, 3e-2, 0.0).finite
+    assert rollout is not None
+    return rollout
+
+
+@pytest.mark.parametrize(
+    ("double", "prioritized", "loss", "clip"),
+    [(False, False, "huber", False), (True, False, "huber", True), (True, True, "squared", False)],
+)
+def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: bool, loss: str, clip: bool) -> None:
+    """One optimiser step of many: the same batch, drawn with a copy of the random stream, transition by transition."""
+    constants = DQNSettings(
+        gamma=0.9,
+        double=double,
+        prioritized=prioritized,
+        loss=loss,  # type: ignore[arg-type]
+        clip_rewards=clip,
+        max_grad_norm=1e9,
+        learning_starts=0,
+        train_frequency=6.0,
+        batch_size=40,
+        target_update_steps=1000,
+        capacity=1000,
+    )
+    agent = q_agent(DQN, constants, optimizer="adam")
+    target = copy.deepcopy(agent.network)
+    filled(agent)
+    assert agent.optimizer.steps > 5
+    network = copy.deepcopy(agent.network)
+    assert agent.replay is not None
+    stream = torch.Generator()
+    stream.set_state(agent.local_state()["draws"])
+    batch = agent.replay.sample(40, stream, beta=0.4 + 0.6 * 0.25)
+    terms, chosen, errors = [], [], []
+    for i in range(40):
+        with torch.no_grad():
+            worth, own = target(batch.next_observations[i][None])[0], network(batch.next_observations[i][None])[0]
+        best = float(worth[own.argmax()] if double else worth.max())
+        reward = float(batch.rewards[i])
+        total = (min(max(reward, -1.0), 1.0) if clip else reward) + (0.0 if batch.terminated[i] else 0.9 * best)
+        value = network(batch.observations[i][None])[0, batch.actions[i]]
+        error = total - value
+        each = 0.5 * error**2 if loss == "squared" or error.abs() <= 1.0 else error.abs() - 0.5
+        terms.append(each * batch.weights[i])
+        chosen.append(value.item())
+        errors.append(error.item())
+    assert 3 < sum(abs(error) > 1.0 for error in errors) < 37
+    assert 0 < int(batch.terminated.sum()) < 40
+    assert (len(set(batch.weights.tolist())) > 5) == prioritized
+    mean = torch.stack(terms).mean()
+    mean.backward()  # type: ignore[no-untyped-call]
+    expected = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])  # type: ignore[union-attr]
+    finite, (td_loss, grad_norm, mean_q) = agent._learn(agent.replay, 0.0, 0.25)
+    found = torch.cat([view.flatten() for view in agent.flat.views(agent.flat.gradients).values()])
+    assert finite
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert td_loss == pytest.approx(mean.item(), rel=1e-4)
+    assert mean_q == pytest.approx(np.mean(chosen), rel=1e-4, abs=1e-6)
+    assert grad_norm == pytest.approx(expected.norm().item(), rel=1e-4)
+    if prioritized:  # weights are now 1 / priority, and priorities those of the errors
+        again = agent.replay.sample(400, stream, beta=1.0)
+        both = sorted(set(batch.indices.tolist()) & set(again.indices.tolist()))
+        assert len(both) > 5
+        weights = [float(again.weights[again.indices.tolist().index(i)]) for i in both]
+        sizes = [(abs(errors[batch.indices.tolist().index(i)]) + 1e-6) ** 0.6 for i in both]
+        products = [a * b for a, b in zip(weights, sizes, strict=True)]
+        assert products == pytest.approx([products[0]] * len(both), rel=1e-3)
+
+
+def test_steps_begin_late_and_come_as_often_as_asked() -> None:
+    """24 cells a rollout, some of them resets: one step for every 10 valid ones, from the rollout that brings their number to 50."""
+    agent = q_agent(DQN, DQNSettings(learning_starts=50, train_frequency=10.0, capacity=1000))
+    rollout, stored, counted, taken = None, 0, 0, []
+    for seed in range(8):
+        rollout = going_on(agent, rollout, seed)
+        before = agent.flat.parameters.clone()
+        statistics = agent.update(rollout, 1e-2, 0.0)
+        valid = int(rollout.valid.sum())
+        assert 10 < valid < 24
+        stored += valid
+        counted += valid if stored >= 50 else 0
+        taken.append(agent.optimizer.steps)
+        assert agent.optimizer.steps == counted // 10
+        assert torch.equal(before, agent.flat.parameters) == (counted == 0)
+        assert (statistics.named["td_loss"] > 0.0) == (counted > 0)
+        assert statistics.named["replay_fill"] == pytest.approx(stored / 1000)
+    assert taken[1] == 0
+    assert taken[-1] > 8
+
+
+def test_a_rollout_may_ask_for_no_step_or_for_many() -> None:
+    for frequency, steps in ((1e6, 0), (0.5, 48)):
+        agent = q_agent(DQN, DQNSettings(learning_starts=0, train_frequency=frequency, capacity=100))
+        rollout = Rollout(FOUR, 6, 4)
+        fill_with_noise(rollout, 0)
+        rollout.valid.fill_(True)
+        act_everywhere(agent, rollout)
+        assert agent.update(rollout, 1e-3, 0.0).finite
+        assert agent.optimizer.steps == steps
+
+
+def test_epsilon_is_one_number_that_falls() -> None:
+    agent = q_agent(DQN, DQNSettings(exploration_fraction=0.5, final_epsilon=0.2, capacity=1000))
+    rollout, epsilons = None, []
+    for seed, progress in enumerate((0.0, 0.25, 0.5, 1.0)):
+        rollout = going_on(agent, rollout, seed)
+        agent.begin(rollout, progress)
+        epsilons.append(agent.update(rollout, 0.0, progress).named["epsilon"])
+    assert epsilons == pytest.approx([1.0, 0.6, 0.2, 0.2])
+
+
+def test_a_bad_batch_ends_the_update() -> None:
+    agent = q_agent(DQN, DQNSettings(learning_starts=0, train_frequency=1.0, capacity=1000, batch_size=1, prioritized=True))
+    rollout = filled(agent, 2)
+    steps, parameters = agent.optimizer.steps, agent.flat.parameters.clone()
+    rollout = going_on(agent, rollout, 9)
+    rollout.valid.fill_(True)
+    rollout.rewards[3:, :2] = float("nan")
+    statistics = agent.update(rollout, 1e-3, 0.0)
+    assert not statistics.finite
+    assert 0 < agent.optimizer.steps - steps < 24  # what came before it was made, and nothing after it
+    assert agent.flat.parameters.isfinite().all()
+    assert not torch.equal(parameters, agent.flat.parameters)
+
+
+def test_another_state_is_adopted_the_replay_stays() -> None:
+    agent = q_agent(DQN, DQNSettings(learning_starts=0, capacity=1000, target_update_steps=1000))
+    filled(agent)
+    assert agent.replay is not None
+    size = len(agent.replay)
+    agent.flat.parameters.add_(0.5)
+    assert not torch.equal(agent.target.vector, agent.flat.parameters)
+    agent.adopted()
+    assert torch.equal(agent.target.vector, agent.flat.parameters)
+    assert len(agent.replay) == size > 0
+
+
+def test_random_streams_and_target_go_on_from_the_local_state() -> None:
+    first, second = (q_agent(DQN, DQNSettings(learning_starts=0, capacity=1000, target_update_steps=3), seed=seed) for seed in (5, 6))
+    last = filled(first)
+    second.flat.parameters.copy_(first.flat.parameters)
+    for name, vector in second.optimizer.state.items():
+        vector.copy_(first.optimizer.state[name])
+    second.load_local_state({name: tensor.clone() for name, tensor in first.local_state().items()})
+    second.replay = copy.deepcopy(first.replay)
+    second._owed = first._owed
+    rollouts = [going_on(agent, last, 7) for agent in (first, second)]
+    assert torch.equal(rollouts[0].actions, rollouts[1].actions)
+    found = [agent.update(rollout, 1e-2, 0.5) for agent, rollout in zip((first, second), rollouts, strict=True)]
+    assert found[0] == found[1]
+    assert torch.equal(first.flat.parameters, second.flat.parameters)
+    assert torch.equal(first.target.vector, second.target.vector)
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_a_replay_that_does_not_fit_is_refused_with_a_number_that_does(prioritized: bool) -> None:
+    pong = EnvironmentSpec("ALE/Pong-v5", (4, 84, 84), np.dtype(np.uint8), Discrete(6), 4, True, "pong")
+    settings = DQNSettings(capacity=1_000_000, prioritized=prioritized)
+    DQN.check_memory(settings, pong, 8, 10_000_000_000)
+    with pytest.raises(ValueError, match=re.escape("dqn.capacity = 1,000,000 env_steps of ALE/Pong-v5 need 7.")) as refused:
+        DQN.check_memory(settings, pong, 8, 2_000_000_000)
+    fits = int(re.findall(r"About ([\d,]+) would fit", str(refused.value))[0].replace(",", ""))
+    alpha = 0.6 if prioritized else 0.0
+    assert 1_600_000_000 < bytes_needed(pong, fits, 8, priority_alpha=alpha) <= 2_000_000_000
+    DQN.check_memory(DQNSettings(capacity=fits, prioritized=prioritized), pong, 8, 2_000_000_000)
+
+
+def test_nothing_is_kept_for_evaluation() -> None:
+    """An agent that only chooses has no replay, however large that would be."""
+    agent = q_agent(DQN, DQNSettings(capacity=10**12))
+    assert agent.choose(torch.zeros(2, 3), torch.ones(2, dtype=torch.bool), None).shape == (2,)
+    assert agent.replay is None
+    assert noisy_rollout(agent, 3, 2, FOUR).actions.min() >= 0

@@ -1,0 +1,97 @@
+"""n-step Q-learning (Mnih et al. 2016, arXiv 1602.01783, section 4.3 and algorithm S2), synchronous: on-line, no replay.
+
+One rollout is one optimiser step: the value of every action that was taken goes towards the rewards of the rest of the rollout and what the
+best action behind it is worth. Actions by chance on the way are not corrected for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zpala.rl.algorithm import Statistics
+from zpala.rl.flat import FlatParameters
+from zpala.rl.networks import Network
+from zpala.rl.optimizers import Optimizer
+from zpala.rl.q_learning import QLearning, QLearningSettings, q_loss
+from zpala.rl.returns import discounts, n_step_returns
+from zpala.rl.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class NStepQSettings(QLearningSettings):
+    """Constants of the algorithm, beside those of ``QLearningSettings``.
+
+    Attributes:
+        final_epsilons, epsilon_shares: the shares of the environments that end with these epsilons (the paper's: section 5.1).
+    """
+
+    final_epsilons: tuple[float, ...] = (0.1, 0.01, 0.5)
+    epsilon_shares: tuple[float, ...] = (0.4, 0.3, 0.3)
+
+
+class NStepQ(QLearning):
+    """One optimiser step per rollout. Averaged: all parameters. Local: the target network, the optimiser's state, the random stream."""
+
+    Settings = NStepQSettings
+
+    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: NStepQSettings, *, seed: int) -> None:
+        super().__init__(
+            network,
+            flat,
+            optimizer,
+            settings,
+            seed=seed,
+            final_epsilons=settings.final_epsilons,
+            epsilon_shares=settings.epsilon_shares,
+        )
+        self.settings = settings
+        self._observations: Tensor | None = None  # of the whole rollout, on a device that is not the CPU
+
+    def begin(self, rollout: Rollout, progress: float) -> None:
+        super().begin(rollout, progress)
+        if self.device.type != "cpu" and self._observations is None:
+            self._observations = torch.empty_like(rollout.observations, device=self.device)
+
+    def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
+        """One step from the whole rollout.
+
+        ``td_loss`` is the mean loss and ``mean_q`` the mean value of the actions taken, over the valid steps; ``epsilon`` the mean over the
+        environments; ``grad_norm`` the L2 norm before clipping.
+        """
+        observations = self._observations if self._observations is not None else rollout.observations
+        actions, valid = self._move(rollout.actions).flatten(), self._move(rollout.valid).flatten()
+        weights = valid.float()
+        weights = weights / weights.sum().clamp_(min=1.0)
+        returns = self._returns(rollout).flatten()
+        seen = observations[:-1].flatten(0, 1)
+        values = self.network(seen)
+        chosen = values.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
+        loss = q_loss(chosen, returns, weights, self.settings.loss)
+        finite, (td_loss, grad_norm, mean_q) = self._descend(loss, learning_rate, torch.dot(chosen, weights))
+        self.network.observe(seen, valid)
+        epsilon = self.exploration.mean_epsilon
+        return Statistics(finite, {"td_loss": td_loss, "mean_q": mean_q, "epsilon": epsilon, "grad_norm": grad_norm})
+
+    @torch.no_grad()
+    def _returns(self, rollout: Rollout) -> Tensor:
+        """R_t f32[T, N]: the rewards of the rest of the rollout or game, and what the best action behind them is worth."""
+        last = self._move(rollout.observations[-1])
+        rewards = self._move(rollout.rewards)
+        if self.settings.clip_rewards:
+            rewards = rewards.clamp(-1.0, 1.0)
+        discount = discounts(self._move(rollout.terminated), self._move(rollout.truncated), self.settings.gamma)
+        where = rollout.truncated.nonzero(as_tuple=True)  # the slab is the host's
+        if len(where[0]) == 0:
+            return n_step_returns(rewards, discount, None, self._best_values(last))
+        behind = self._best_values(torch.cat([last, self._move(rollout.final_observations[where])]))
+        final = torch.zeros_like(rewards)
+        final[self._move(where[0]), self._move(where[1])] = behind[rollout.num_envs :]
+        return n_step_returns(rewards, discount, final, behind[: rollout.num_envs])
+
+    def _observation(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
+        if self._observations is None:
+            return rollout.observations[t, start:stop]
+        return self._observations[t, start:stop].copy_(rollout.observations[t, start:stop], non_blocking=True)
