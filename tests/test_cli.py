@@ -272,7 +272,7 @@ def test_an_environment_is_looked_at_with_its_arguments(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("Pendulum-v1",), "the action space is Box"),
+        (("FrozenLake-v1",), "the observation space is Discrete(16)"),
         (("CartPole-v1", "--set", "environment.life_loss=true"), "life_loss is for Atari games"),
         ((f"{ROOT}/examples/custom_env.py:make", "--env-arg", "length=2"), "length must be at least 3"),
     ],
@@ -297,7 +297,9 @@ def test_launch_refuses_a_replay_beyond_the_memory_of_all_its_nodes(run: Run, tm
     folder = tmp_path / "run"
     status, _, text = run("launch", "-n", "3", "--algorithm", "dqn", "--set", "dqn.capacity=100_000_000", "--run-dir", str(folder))
     assert status == ExitCode.USAGE
-    said = re.search(r"dqn.capacity = 100,000,000 env_steps of CartPole-v1 need [\d.]+ GB, and this node may have 2.5 GB. About ([\d,]+) ", text)
+    said = re.search(
+        r"dqn.capacity = 100,000,000 env_steps of CartPole-v1 need [\d.]+ GB, and this node may have 2.5 GB. About ([\d,]+) ", text
+    )
     assert said is not None, text
     assert 10_000_000 < int(said[1].replace(",", "")) < 100_000_000
     assert not folder.exists()

@@ -36,6 +36,7 @@ def test_options_exist() -> None:
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--dir"}  # of plot, bench and keys
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     known |= {"--steps"}  # of env check
+    known |= {"--task"}  # of tests/soak/learning.py
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 

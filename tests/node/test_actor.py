@@ -5,16 +5,21 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from tests.rl.test_observations import Cockpit, apart, by_hand
 from zpala.node.actor import Actor, ActorGroup, Shard, shards
 from zpala.node.errors import ActorError
 from zpala.node.sockets import Context
 from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.action_spaces import Discrete
-from zpala.rl.environments import Environments, EnvironmentSpec, Episode, StepRow
+from zpala.rl.environments import Environments, EnvironmentSpec, Episode, StepRow, VectorEnvironments, environment_spec
 from zpala.rl.rollout import Rollout
 
 SPEC = EnvironmentSpec("counting", (1,), np.dtype(np.float32), Discrete(2), 1, False, "counting")
@@ -110,6 +115,40 @@ def test_two_groups_fill_their_own_columns_of_one_slab(context: Context, supervi
     assert games == [(2.0, 3)] * 2 + [(22.0, 3)] * 3
     assert [env.stepped_in for env in made] == [{"actor 0"}, {"actor 1"}]
     assert all(env.closed for env in made)
+
+
+class Piloted(Cockpit):
+    """A cockpit with two levers; the reward is what they were set to, an eighth of it for the second."""
+
+    action_space = spaces.Box(-1.0, 1.0, (2,), np.float64)  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(np.int64(0))
+        return observation, action[0] + action[1] / 8, terminated, truncated, info
+
+
+def test_actions_and_observations_of_other_spaces_go_through_the_same_slab(context: Context, supervisor: Supervisor) -> None:
+    def make(shard: Shard) -> VectorEnvironments:
+        envs = [functools.partial(Piloted, number) for number in range(shard.start, shard.stop)]
+        return VectorEnvironments(SyncVectorEnv(envs, autoreset_mode=AutoresetMode.SAME_STEP), spec, None)
+
+    spec = environment_spec(f"{__name__}:Piloted")
+    rollout = Rollout(spec, 2, 5)
+    cut = [Shard(0, 2), Shard(2, 5)]
+    actors = [Actor(context, supervisor, f"actor {i}", functools.partial(make, shard), rollout, shard) for i, shard in enumerate(cut)]
+    group = ActorGroup(actors, 10.0)
+    for actor in actors:
+        actor.start()
+    try:
+        for t in range(2):
+            rollout.set_actions(t, 0, 5, torch.tensor([[n / 4, 5.0 * (t - 0.5)] for n in range(5)]))
+            group.send_actions(t)
+            group.wait(t + 1)
+    finally:
+        stop(*actors)
+    for t, row in enumerate(rollout.arrays()["observations"]):
+        assert [apart(packed) for packed in row] == [by_hand(n, 0, t) for n in range(5)]
+    assert rollout.rewards.tolist() == [[n / 4 + sign / 8 for n in range(5)] for sign in (-1, 1)]
 
 
 def test_an_environment_that_raises_reaches_the_learner(context: Context, supervisor: Supervisor) -> None:

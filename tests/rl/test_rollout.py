@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zpala.rl.action_spaces import Discrete
+from zpala.rl.action_spaces import Box, Discrete, MultiDiscrete
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.rollout import PerStep, Rollout
 
@@ -24,6 +24,17 @@ def test_shapes_and_types() -> None:
         "final_observations": ((4, 5, 2), torch.float32),
     }
     assert rollout("uint8").observations.dtype is torch.uint8
+
+
+def test_actions_of_any_space() -> None:
+    for space, dtype in ((MultiDiscrete((2, 3)), torch.int64), (Box((-1.0,) * 3, (1.0,) * 3, (3,)), torch.float32)):
+        slab = Rollout(EnvironmentSpec("test", (2,), np.dtype("float32"), space, 1, False, "test"), 4, 5)
+        assert (tuple(slab.actions.shape), slab.actions.dtype) == ((4, 5, *space.shape), dtype)
+        assert (slab.actions < -1000).all()
+        chosen = torch.arange(2 * space.shape[0]).reshape(2, -1).to(dtype)
+        slab.set_actions(1, 2, 4, chosen)
+        assert slab.action(1, 2, 4).tolist() == chosen.tolist()
+        assert (slab.actions > -1000).any(-1).nonzero().tolist() == [[1, 2], [1, 3]]
 
 
 def test_fresh_memory_is_absurd() -> None:

@@ -152,6 +152,78 @@ class ChannelsLast(Walk):
         return np.full((40, 40, 3), self.steps, dtype=np.uint8)
 
 
+class Dashboard(Walk):
+    """The walk seen by a camera and by instruments, and steered by a lever and a switch. Nothing is wrong with it."""
+
+    observation_space = spaces.Dict(
+        {
+            "camera": spaces.Box(0, 255, (1, 8, 8), np.uint8),
+            "dials": spaces.Dict({"place": spaces.Box(-2.0, 2.0, (1,), np.float32), "side": spaces.Discrete(3, start=-1)}),
+        }
+    )
+    action_space = spaces.MultiDiscrete([3, 2], start=[-1, 0])
+
+    def step(self, action: Any) -> Any:
+        lever, switch = action
+        return super().step(np.int64(lever + switch > 0))
+
+    def look(self) -> Observation:
+        camera = np.full((1, 8, 8), self.steps, dtype=np.uint8)
+        side = np.int64(np.sign(round(self.place, 1)))
+        return {"camera": camera, "dials": {"place": np.array([self.place], dtype=np.float32), "side": side}}
+
+
+class BlindDashboard(Dashboard):
+    def look(self) -> Observation:
+        return {"dials": super().look()["dials"]}
+
+
+class OtherDashboard(Dashboard):
+    def look(self) -> Observation:
+        seen = super().look()
+        seen["dials"]["place"] = seen["dials"]["place"].astype(np.float64)
+        return seen
+
+
+class FarSide(Dashboard):
+    def look(self) -> Observation:
+        seen = super().look()
+        seen["dials"]["side"] = np.int64(2)
+        return seen
+
+
+class SmallCamera(Dashboard):
+    def look(self) -> Observation:
+        return {**super().look(), "camera": np.zeros((1, 4, 4), dtype=np.uint8)}
+
+
+class ReusesItsDashboard(Dashboard):
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {}
+
+    def look(self) -> Observation:
+        self.seen.update(super().look())
+        return self.seen
+
+
+class LoudDashboard(Dashboard):
+    observation_space = spaces.Dict({"camera": spaces.Box(0, 255, (8, 8, 3), np.uint8), "place": spaces.Box(-1e6, 1e6, (1,), np.float32)})
+
+    def look(self) -> Observation:
+        return {"camera": np.full((8, 8, 3), self.steps, dtype=np.uint8), "place": np.array([5000 * self.place], dtype=np.float32)}
+
+
+class Steered(Walk):
+    """Takes the noise of a wheel and a pedal: what is beyond their bounds is no action."""
+
+    action_space = spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 0.5]), dtype=np.float64)
+
+    def step(self, action: Any) -> Any:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is no action")
+        return super().step(np.int64(action[0] > action[1]))
+
+
 class NoConstruction(Walk):
     def __init__(self) -> None:
         raise FileNotFoundError("track.png")
@@ -191,6 +263,14 @@ def vector(num_envs: int) -> SyncVectorEnv:
 
 def next_step_walks(num_envs: int) -> VectorEnv[Any, Any, Any]:
     return VectorWrapper(SyncVectorEnv([Walk for _ in range(num_envs)]))
+
+
+def dashboards(num_envs: int, mode: str = "NextStep") -> SyncVectorEnv:
+    return SyncVectorEnv([Dashboard for _ in range(num_envs)], autoreset_mode=AutoresetMode(mode))
+
+
+def far_sides(num_envs: int) -> SyncVectorEnv:
+    return SyncVectorEnv([FarSide for _ in range(num_envs)])
 
 
 def rewards_its_resets(num_envs: int) -> SyncVectorEnv:

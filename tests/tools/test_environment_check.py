@@ -42,6 +42,40 @@ def test_nothing_is_wrong_with_the_one_that_is_right() -> None:
     assert found.time_limit == "of its own; games were truncated after 40 env_steps"
 
 
+@pytest.mark.parametrize(
+    ("name", "stored_as", "action"),
+    [
+        (
+            "Dashboard",
+            "uint8[96] of camera uint8[1,8,8], dials.place float32[1], dials.side float32[3]",
+            "MultiDiscrete([3 2], start=[-1 0])",
+        ),
+        ("Steered", "float32[2]", "Box([-1. 0.], [1. 0.5], (2,), float64)"),
+    ],
+)
+def test_nor_with_those_of_other_spaces(name: str, stored_as: str, action: str) -> None:
+    found = check(f"{BROKEN}:{name}")
+    assert (found.errors, found.stored_as, found.action) == ([], stored_as, action)
+    assert found.compared == "800 steps in vectors of 4 are exactly those of plain ones with the same seeds and actions, ends included"
+    assert found.games is not None
+    assert min(found.games.terminated, found.games.truncated) > 0
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_a_vector_factory_of_dict_observations(mode: str) -> None:
+    found = check(f"{BROKEN}:dashboards", args={"mode": mode})
+    assert (found.errors, found.warnings, found.kind) == ([], [], "vector factory")
+    assert found.games is not None
+    assert found.games.truncated > 0
+
+
+def test_torques_of_a_pendulum() -> None:
+    found = check("Pendulum-v1")
+    assert (found.errors, found.action, found.time_limit) == ([], "Box(-2.0, 2.0, (1,), float32)", "200 env_steps")
+    assert found.compared is not None
+    assert found.compared.startswith("800 steps in vectors of 4 are exactly those of plain ones")
+
+
 def test_what_is_counted_is_what_was_played() -> None:
     """The same seeds and actions again, in a loop of its own."""
     found = check(f"{BROKEN}:Walk", steps=600, num_envs=3)
@@ -86,6 +120,12 @@ def test_what_is_counted_is_what_was_played() -> None:
         ("NoConstruction", ["FileNotFoundError: track.png", "broken_environments.py:"]),
         ("ReusesItsBuffer", ["vectors: the final observation", "changed after it was returned"]),
         ("SharesItsPlace", ["vectors: ", "share something"]),
+        ("BlindDashboard", ["observation: the first reset returned a dict, not a dict with 'camera'"]),
+        ("OtherDashboard", ["observation['dials']['place']: the first reset returned float64, its space says float32"]),
+        ("FarSide", ["observation['dials']['side']: the first reset returned", "not in Discrete(3, start=-1)", "cannot be stored"]),
+        ("SmallCamera", ["observation['camera']: the first reset returned the shape (1, 4, 4), its space says (1, 8, 8)"]),
+        ("ReusesItsDashboard", ["vectors: the final observation", "changed after it was returned"]),
+        ("far_sides", ["observation 'dials.side' has the value"]),
         ("rewards_its_resets", ["should only begin the next game (NEXT_STEP)"]),
         ("forgets_the_final", ["its info has no final_obs"]),
         ("nan_rewards", ["reward: step 0 returned [nan"]),
@@ -110,6 +150,8 @@ def test_a_mistake_is_named(name: str, words: list[str]) -> None:
         ("Endless", "no game ended within 200 steps"),
         ("Loud", "observations reach 5,"),
         ("ChannelsLast", "numpy.moveaxis"),
+        ("LoudDashboard", "'camera': images of shape (8, 8, 3) look as if"),
+        ("LoudDashboard", "'place': observations reach 5,"),
     ],
 )
 def test_what_is_no_mistake_and_worth_knowing_is_a_warning(name: str, words: str) -> None:

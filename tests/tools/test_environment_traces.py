@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from tests.tools.broken_environments import Walk
+from tests.tools.broken_environments import Dashboard, Walk
+from zpala.rl.action_spaces import MultiDiscrete
 from zpala.rl.environments import AtariSettings, make_environments
+from zpala.rl.observations import unpack
 from zpala.tools.environment_traces import Complaints, Trace, compare_with, compare_with_emulator, difference, emulate, play_alone
 
 WALK, VECTOR = "tests.tools.broken_environments:Walk", "tests.tools.broken_environments:next_step_walks"
@@ -71,6 +73,21 @@ def test_one_changed_value_is_found_where_it_is(env_id: str, change: Callable[[T
     found, _ = compare_with(traces, make_environments(env_id, 2, seeds=[0, 1]), ACTIONS, 0.0)
     assert expected in found
     assert "of environment 1 of 2" in found
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-4])
+def test_parts_are_compared_as_numbers(tolerance: float) -> None:
+    """One float of a packed row, changed by a rounding error and by more than that."""
+    names = "tests.tools.broken_environments:Dashboard"
+    actions = [np.array(MultiDiscrete((3, 2)).sample(np.random.default_rng(seed), 120)) for seed in range(2)]
+    for change, expected in ((0.0, True), (1e-6, tolerance > 0), (0.1, False)):
+        traces = [play_alone(Dashboard(), seed, actions[seed], 10.0, Complaints()) for seed in range(2)]
+        environments = make_environments(names, 2, seeds=[0, 1])
+        place = unpack(environments.spec.parts, traces[1].observations[7])["dials.place"]
+        assert place.tolist() != [0.0]
+        place *= np.float32(1 + change)
+        differs, _ = compare_with(traces, environments, actions, tolerance)
+        assert differs == ("" if expected else "the observation of environment 1 of 2 at its step 7")
 
 
 @pytest.mark.parametrize("change", [worse_reward, other_end, other_observation, other_beginning])

@@ -71,8 +71,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
     # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
     # with a second pass.
-    images = len(spec.observation_shape) == 3
-    keeps_graph = device.type == "cpu" and threads == 1 and images and config.network.core == "none"
+    keeps_graph = device.type == "cpu" and threads == 1 and spec.dimensions == 3 and config.network.core == "none"
     channels_last = device.type == "cpu" if n.channels_last == "auto" else n.channels_last
     try:
         network = build_network(

@@ -216,7 +216,7 @@ def _threads(config: Config, hosts: HostList, spec: EnvironmentSpec) -> int:
     """
     if isinstance(config.node.threads, int):
         return config.node.threads
-    return share_of_cores(_nodes_here(hosts)) if len(spec.observation_shape) > 1 else 1
+    return share_of_cores(_nodes_here(hosts)) if spec.dimensions > 1 else 1
 
 
 def _nodes_here(hosts: HostList) -> int:

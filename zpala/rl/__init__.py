@@ -22,7 +22,7 @@ from zpala.rl.inputs import Inputs, Normalizer, Unpacking
 from zpala.rl.lstm import LSTM
 from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Unrolled, build_network
 from zpala.rl.nstep_q import NStepQ, NStepQSettings
-from zpala.rl.observations import ObservationPart
+from zpala.rl.observations import ObservationPart, unpack
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 from zpala.rl.policies import Categorical, Evaluated, Gaussian, MultiCategorical, Policy, SquashedGaussian, policy_for
 from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
@@ -121,5 +121,6 @@ __all__ = [
     "ppo_loss",
     "q_loss",
     "torch_seed",
+    "unpack",
     "vtrace_targets",
 ]

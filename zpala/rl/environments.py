@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zpala.rl.action_spaces import ActionSpace, Discrete, action_space, for_simulator
 from zpala.rl.environment_names import AtariGame, Factory, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
-from zpala.rl.observations import ObservationPart, Packing
+from zpala.rl.observations import ObservationPart, Packing, packing_of
 from zpala.rl.simulators import AtariSettings, vector_environment
 
 
@@ -49,6 +49,11 @@ class EnvironmentSpec:
     atari: bool
     protocol: str
     parts: tuple[ObservationPart, ...] = ()
+
+    @property
+    def dimensions(self) -> int:
+        """Of an observation, or of its part that has most: 1 of vectors, 3 of images."""
+        return max(len(part.shape) for part in self.parts) if self.parts else len(self.observation_shape)
 
     def observation(self) -> str:
         """How an observation is stored, in one line."""
@@ -125,7 +130,7 @@ class VectorEnvironments(Environments):
         self._reset_seed = reset_seed
         self.resets_on_next_step = mode == AutoresetMode.NEXT_STEP
         self._for_simulator = for_simulator(env.single_action_space)
-        self._packing = Packing(env.single_observation_space) if isinstance(env.single_observation_space, spaces.Dict) else None
+        self._packing = packing_of(env.single_observation_space)
         self._resetting = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_resetting = False
         self._returns = np.zeros(self.num_envs, dtype=np.float64)

@@ -16,7 +16,8 @@ Every part begins at a multiple of 16 bytes and the row is one, so that views of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +41,19 @@ class ObservationPart:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def describe(self) -> str:
         return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]"
 
 
 def unpack(parts: Sequence[ObservationPart], rows: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """The parts of packed ``rows`` u8[N, row_bytes] by name, [N, *shape] each: views."""
-    return {part.name: rows[:, part.offset : part.offset + part.nbytes].view(part.dtype).reshape(len(rows), *part.shape) for part in parts}
+    """The parts of packed ``rows`` u8[..., row_bytes] by name, [..., *shape] each: views."""
+    found = {}
+    for part in parts:
+        flat = rows[..., part.offset : part.offset + part.nbytes].view(part.dtype)
+        found[part.name] = flat.reshape(*rows.shape[:-1], *part.shape)
+    return found
 
 
 class Packing:
@@ -63,8 +68,8 @@ class Packing:
         self._choices: list[_Choices | None] = []
         found: list[ObservationPart] = []
         offset = 0
-        for path, leaf in _leaves(space, ()):
-            name = ".".join(path)
+        for path, leaf in leaves(space):
+            name = ".".join(map(str, path))
             shape, dtype, choices = _stored(name, leaf)
             part = ObservationPart(name, shape, np.dtype(dtype), offset)
             found.append(part)
@@ -97,28 +102,33 @@ class Packing:
             rows[:, gap] = 0
 
 
+def packing_of(space: spaces.Space[Any]) -> Packing | None:
+    """How observations of ``space`` become rows; None where each is one array already. Raises what ``Packing`` raises."""
+    return Packing(space) if isinstance(space, spaces.Dict) else None
+
+
+def leaves(space: spaces.Space[Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space[Any]]]:
+    """Every space inside ``space`` that is no ``Dict``, with the keys that lead there."""
+    if isinstance(space, spaces.Dict):
+        for key, inner in space.spaces.items():
+            yield from leaves(inner, (*above, key))
+    else:
+        yield above, space
+
+
 class _Choices:
     """Numbers with few values each, as ones among zeros."""
 
     def __init__(self, count: Sequence[int], start: NDArray[np.int64]) -> None:
-        self._count, self._start = np.array(count), start
-        self._first = np.cumsum(self._count) - self._count  # where the block of each number begins
-        self.length = int(self._count.sum())
+        self._number = np.repeat(np.arange(len(count)), count)  # of each cell: which number it tells of
+        self._value = np.concatenate([np.arange(first, first + n) for first, n in zip(start, count, strict=True)])  # and its value there
+        self.length = len(self._value)
 
     def mark(self, name: str, values: NDArray[np.int64], into: NDArray[np.float32]) -> None:
-        chosen = values.astype(np.int64) - self._start
-        if ((chosen < 0) | (chosen >= self._count)).any():
+        marks = values[:, self._number] == self._value
+        if np.count_nonzero(marks) != values.size:
             raise ValueError(f"the observation {name!r} has the value {values.tolist()}, which its space does not have")
-        into[...] = 0.0
-        into[np.arange(len(values))[:, None], self._first + chosen] = 1.0
-
-
-def _leaves(space: spaces.Dict, above: tuple[str, ...]) -> list[tuple[tuple[str, ...], spaces.Space[Any]]]:
-    found: list[tuple[tuple[str, ...], spaces.Space[Any]]] = []
-    for key, inner in space.spaces.items():
-        path = (*above, str(key))
-        found += _leaves(inner, path) if isinstance(inner, spaces.Dict) else [(path, inner)]
-    return found
+        into[...] = marks
 
 
 def _stored(name: str, space: spaces.Space[Any]) -> tuple[tuple[int, ...], type[np.generic], _Choices | None]:
@@ -135,4 +145,4 @@ def _stored(name: str, space: spaces.Space[Any]) -> tuple[tuple[int, ...], type[
     return tuple(space.shape) or (1,), kind, None
 
 
-__all__ = ["ALIGNMENT", "ObservationPart", "Packing", "unpack"]
+__all__ = ["ALIGNMENT", "ObservationPart", "Packing", "leaves", "packing_of", "unpack"]

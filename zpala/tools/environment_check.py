@@ -26,6 +26,7 @@ from zpala.config import ConfigError, EnvironmentConfig
 from zpala.rl.action_spaces import Actions, ActionSpace, for_simulator
 from zpala.rl.environment_names import AtariGame, GymnasiumId, UnknownEnvironment, UnsupportedEnvironment, resolve
 from zpala.rl.environments import Environments, EnvironmentSpec, environment_spec, make_environments
+from zpala.rl.observations import unpack
 from zpala.rl.simulators import plain_environment, vector_environment
 from zpala.tools import environment_traces as traces
 from zpala.tools.environment_traces import Broken, Complaints, Trace
@@ -172,7 +173,7 @@ def _examine_plain(config: EnvironmentConfig, spec: EnvironmentSpec, steps: int,
     """One environment after the other by itself; Gymnasium's checker; then all of them together beside what each did alone."""
     make = _maker(config)
     actions, alone = _play_alone(config, spec, steps, make, found)
-    _describe_plain(config, make, alone, found)
+    _describe_plain(config, spec, make, alone, found)
     if found.errors:
         found.compared = "no: mend the errors first"
     _run_gymnasium_checker(make, found)
@@ -236,10 +237,15 @@ def _summarise(alone: list[Trace], found: Examination) -> None:
         )
 
 
-def _describe_plain(config: EnvironmentConfig, make: Callable[[], gymnasium.Env[Any, Any]], alone: list[Trace], found: Examination) -> None:
+def _describe_plain(
+    config: EnvironmentConfig,
+    spec: EnvironmentSpec,
+    make: Callable[[], gymnasium.Env[Any, Any]],
+    alone: list[Trace],
+    found: Examination,
+) -> None:
     with contextlib.closing(make()) as env:
         registered = env.spec.max_episode_steps if env.spec is not None else None
-        space = env.observation_space
     limit = config.max_episode_steps or registered
     cut_at = {length for trace in alone for _, length, truncated in trace.games() if truncated}
     if limit is not None:
@@ -249,20 +255,25 @@ def _describe_plain(config: EnvironmentConfig, make: Callable[[], gymnasium.Env[
         found.time_limit = f"of its own; games were truncated after {seen} env_steps"
     else:
         found.time_limit = "none seen"
-    if isinstance(space, spaces.Box):
-        found.warnings += _warn_of(space, [array for trace in alone for array in (trace.first, *trace.observations)])
+    observations = [array for trace in alone for array in (trace.first, *trace.observations)]
+    if not spec.parts:
+        found.warnings += _warn_of(spec.observation_shape, spec.observation_dtype, observations)
+    elif observations:
+        arrays = unpack(spec.parts, np.stack(observations))
+        for part in spec.parts:
+            found.warnings += (f"{part.name!r}: {text}" for text in _warn_of(part.shape, part.dtype, [arrays[part.name]]))
 
 
-def _warn_of(space: spaces.Box, observations: list[traces.Array]) -> Iterator[str]:
+def _warn_of(shape: tuple[int, ...], dtype: np.dtype[Any], observations: list[traces.Array]) -> Iterator[str]:
     """What is no mistake and learns badly all the same."""
-    if len(space.shape) == 3 and space.shape[2] in (1, 3, 4) and space.shape[0] > 4:
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and shape[0] > 4:
         yield (
-            f"images of shape {space.shape} look as if the channels came last; zpala's networks for images take (channels, height, width): "
+            f"images of shape {shape} look as if the channels came last; zpala's networks for images take (channels, height, width): "
             "numpy.moveaxis(image, -1, 0)"
         )
-    if len(space.shape) == 3 and space.dtype != np.uint8:
-        yield f"images of {space.dtype} go to the mlp; the networks for images take uint8, 0 to 255"
-    if space.dtype != np.uint8:
+    if len(shape) == 3 and dtype != np.uint8:
+        yield f"images of {dtype} go to the mlp; the networks for images take uint8, 0 to 255"
+    if dtype != np.uint8:
         largest = max((float(np.abs(array[np.isfinite(array)]).max(initial=0.0)) for array in observations), default=0.0)
         if largest > LARGE_OBSERVATION:
             yield f"observations reach {largest:,.6g}; the network takes them as they are and learns best from numbers around 1"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from zpala.rl.action_spaces import for_simulator
 from zpala.rl.environments import Environments, Episode, StepRow
+from zpala.rl.observations import Packing, leaves, packing_of, unpack
 from zpala.rl.simulators import AtariSettings
 
 Array = NDArray[Any]
@@ -78,7 +79,8 @@ def play_alone(env: gymnasium.Env[Any, Any], seed: int, actions: Array, limit_s:
         Broken: it could not be played any further.
     """
     deadline = time.monotonic() + limit_s
-    trace = Trace(_reset(env, seed, "the first reset", complaints))
+    packing = packing_of(env.observation_space)
+    trace = Trace(_reset(env, seed, "the first reset", complaints, packing))
     for t, action in enumerate(for_simulator(env.action_space)(actions)):
         where = f"step {t}"
         returned = _call(where, env.step, action)
@@ -87,7 +89,7 @@ def play_alone(env: gymnasium.Env[Any, Any], seed: int, actions: Array, limit_s:
                 f"{where} returned {_kind(returned)}, not the five values observation, reward, terminated, truncated and info of Gymnasium"
             )
         observation, reward, terminated, truncated, info = returned
-        trace.observations.append(look_at_observation(observation, env.observation_space, where, complaints))
+        trace.observations.append(look_at_observation(observation, env.observation_space, where, complaints, packing))
         trace.rewards.append(_look_at_reward(reward, where, complaints))
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_):
@@ -97,17 +99,17 @@ def play_alone(env: gymnasium.Env[Any, Any], seed: int, actions: Array, limit_s:
         trace.terminated.append(bool(terminated))
         trace.truncated.append(bool(truncated))
         if terminated or truncated:
-            trace.begun[t] = _reset(env, None, f"the reset after step {t}", complaints)
+            trace.begun[t] = _reset(env, None, f"the reset after step {t}", complaints, packing)
         if time.monotonic() > deadline:
             break
     return trace
 
 
-def _reset(env: gymnasium.Env[Any, Any], seed: int | None, where: str, complaints: Complaints) -> Array:
+def _reset(env: gymnasium.Env[Any, Any], seed: int | None, where: str, complaints: Complaints, packing: Packing | None) -> Array:
     returned = _call(where, env.reset, seed=seed)
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise Broken(f"{where} returned {_kind(returned)}, not the two values observation and info of Gymnasium")
-    return look_at_observation(returned[0], env.observation_space, where, complaints)
+    return look_at_observation(returned[0], env.observation_space, where, complaints, packing)
 
 
 def _call(where: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -124,37 +126,59 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{place}"
 
 
-def look_at_observation(observation: Any, space: spaces.Space[Any], where: str, complaints: Complaints) -> Array:
-    """A copy of ``observation``, after all that its space says of it has been compared."""
-    if not isinstance(observation, np.ndarray | np.generic):
-        complaints.add("type", f"observation: {where} returned {_kind(observation)}, not a NumPy array")
+def look_at_observation(
+    observation: Any, space: spaces.Space[Any], where: str, complaints: Complaints, packing: Packing | None = None
+) -> Array:
+    """A copy of ``observation``, after all that its space says of it has been compared. With ``packing`` it is of parts, and packed."""
+    if packing is None:
+        return _look_at_array(observation, space, "observation", where, complaints)
+    for path, leaf in leaves(space):
+        value, name = observation, "observation"
+        for key in path:
+            if not isinstance(value, Mapping) or key not in value:
+                raise Broken(f"{name}: {where} returned {_kind(value)}, not a dict with {key!r}")
+            value, name = value[key], f"{name}[{key!r}]"
+        if isinstance(leaf, spaces.Box):
+            _look_at_array(value, leaf, name, where, complaints)
+        elif not leaf.contains(value):
+            complaints.add(f"value of {name}", f"{name}: {where} returned {value!r}, which is not in {leaf}")
+    rows = np.zeros((1, packing.row_bytes), np.uint8)
+    try:
+        packing.pack(observation, rows)
+    except (TypeError, ValueError) as error:
+        raise Broken(f"{where} returned an observation that cannot be stored: {error}") from error
+    return rows.reshape(-1)
+
+
+def _look_at_array(value: Any, space: spaces.Space[Any], name: str, where: str, complaints: Complaints) -> Array:
+    if not isinstance(value, np.ndarray | np.generic):
+        complaints.add(f"type of {name}", f"{name}: {where} returned {_kind(value)}, not a NumPy array")
         try:
-            return np.array(observation)
+            return np.array(value)
         except ValueError as error:
             raise Broken(f"{where} returned an observation that is no array of numbers: {error}") from error
-    observation = np.asarray(observation)
+    array = np.asarray(value)
     if not isinstance(space, spaces.Box):
-        return np.array(observation)
-    if observation.dtype != space.dtype:
-        complaints.add("dtype", f"observation: {where} returned {observation.dtype}, its space says {space.dtype}")
-        if observation.dtype.kind not in "biuf":  # texts and objects have no size to compare
-            return np.array(observation)
-    if observation.shape != space.shape:
-        complaints.add("shape", f"observation: {where} returned the shape {observation.shape}, its space says {space.shape}")
-        return np.array(observation)
-    finite = np.isfinite(observation)
+        return np.array(array)
+    if array.dtype != space.dtype:
+        complaints.add(f"dtype of {name}", f"{name}: {where} returned {array.dtype}, its space says {space.dtype}")
+        if array.dtype.kind not in "biuf":  # texts and objects have no size to compare
+            return np.array(array)
+    if array.shape != space.shape:
+        complaints.add(f"shape of {name}", f"{name}: {where} returned the shape {array.shape}, its space says {space.shape}")
+        return np.array(array)
+    finite = np.isfinite(array)
     if not finite.all():
         index = _first(~finite)
-        complaints.add("finite", f"observation: {where} returned {observation[index]} at {_at(index)}")
-    outside = finite & ((observation < space.low) | (observation > space.high))
+        complaints.add(f"finite {name}", f"{name}: {where} returned {array[index]} at {_at(index)}")
+    outside = finite & ((array < space.low) | (array > space.high))
     if outside.any():
         index = _first(outside)
         complaints.add(
-            "bounds",
-            f"observation: {where} returned {observation[index]} at {_at(index)}, outside its space, "
-            f"{space.low[index]} to {space.high[index]}",
+            f"bounds of {name}",
+            f"{name}: {where} returned {array[index]} at {_at(index)}, outside its space, {space.low[index]} to {space.high[index]}",
         )
-    return np.array(observation)
+    return np.array(array)
 
 
 def _look_at_reward(reward: Any, where: str, complaints: Complaints) -> float:
@@ -197,10 +221,14 @@ def compare_with(traces: list[Trace], environments: Environments, actions: list[
     Returns:
         The first difference, "" if there is none, and the steps compared. "first" alone: the games do not begin in the same way.
     """
-    n, shape, dtype = environments.num_envs, environments.spec.observation_shape, environments.spec.observation_dtype
+    spec = environments.spec
+    n, shape, dtype = environments.num_envs, spec.observation_shape, spec.observation_dtype
 
     def same(a: Array, b: Array) -> bool:
         b = b.astype(dtype)
+        if tolerance and spec.parts:
+            pairs = zip(unpack(spec.parts, a).values(), unpack(spec.parts, b).values(), strict=True)
+            return all(np.allclose(one, other, rtol=tolerance, atol=tolerance) for one, other in pairs)
         return bool(np.allclose(a, b, rtol=tolerance, atol=tolerance)) if tolerance else np.array_equal(a, b)
 
     row = memory(n, shape, dtype)
@@ -251,10 +279,11 @@ def look_at_vectors(env: VectorEnv[Any, Any, Any], seed: int, actions: Array, co
         Broken: it could not be played any further.
     """
     n, space = env.num_envs, env.single_observation_space
+    packing = packing_of(space)
     translate = for_simulator(env.single_action_space)
     mode = env.metadata.get("autoreset_mode")
     first = _call("the first reset", env.reset, seed=seed)
-    given = [_look_at_batch(first[0], space, n, "the first reset", complaints)]
+    given = [_look_at_batch(first[0], space, n, "the first reset", complaints, packing)]
     resetting = np.zeros(n, dtype=np.bool_)
     for t, action in enumerate(actions):
         where = f"step {t}"
@@ -262,7 +291,7 @@ def look_at_vectors(env: VectorEnv[Any, Any, Any], seed: int, actions: Array, co
         if not isinstance(returned, tuple) or len(returned) != 5:
             raise Broken(f"{where} returned {_kind(returned)}, not the five values of Gymnasium's vector environments")
         observation, reward, terminated, truncated, info = returned
-        given.append(_look_at_batch(observation, space, n, where, complaints))
+        given.append(_look_at_batch(observation, space, n, where, complaints, packing))
         for name, values in (("reward", reward), ("terminated", terminated), ("truncated", truncated)):
             if np.shape(values) != (n,):
                 raise Broken(f"{name}: {where} returned the shape {np.shape(values)}, not ({n},)")
@@ -285,16 +314,23 @@ def look_at_vectors(env: VectorEnv[Any, Any, Any], seed: int, actions: Array, co
             if final is None:
                 raise Broken(f"autoreset: {where} ended a game (SAME_STEP), but its info has no final_obs")
             for i in np.flatnonzero(ended):
-                look_at_observation(final[i], space, f"final_obs of {where}", complaints)
+                look_at_observation(final[i], space, f"final_obs of {where}", complaints, packing)
     return given
 
 
-def _look_at_batch(observation: Any, space: spaces.Space[Any], n: int, where: str, complaints: Complaints) -> Array:
+def _look_at_batch(
+    observation: Any, space: spaces.Space[Any], n: int, where: str, complaints: Complaints, packing: Packing | None
+) -> Array:
+    return np.stack([look_at_observation(_one_of(observation, i, n, where), space, where, complaints, packing) for i in range(n)])
+
+
+def _one_of(observation: Any, i: int, n: int, where: str) -> Any:
+    """The observation of environment ``i`` of ``n``; of parts, where the observations are."""
+    if isinstance(observation, Mapping):
+        return {key: _one_of(value, i, n, where) for key, value in observation.items()}
     if not isinstance(observation, np.ndarray) or len(observation) != n:
         raise Broken(f"observation: {where} returned {_kind(observation)}, not an array of {n} observations")
-    for one in observation:
-        look_at_observation(one, space, where, complaints)
-    return np.array(observation)
+    return observation[i]
 
 
 def emulate(game: str, actions: Array, atari: AtariSettings, max_episode_steps: int | None) -> Trace:

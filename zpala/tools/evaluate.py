@@ -151,6 +151,8 @@ def play(
         spec = environment_spec(settings.id, settings.args, atari, settings.max_episode_steps)
     except ValueError as error:
         raise ConfigError(f"environment.id: {error}") from None
+    if len(spec.observation_shape) <= 1:
+        torch.set_num_threads(1)  # as in a node (design D14): a second thread has nothing to do, and on a busy machine is waited for
     count = min(episodes, ENVIRONMENTS_MAX)
     quota = [episodes // count + (index < episodes % count) for index in range(count)]
     state = np.random.SeedSequence([_PURPOSE, seed]).generate_state(count + 1)
