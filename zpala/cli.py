@@ -339,7 +339,7 @@ def bench_sb3(
     *,
     overrides: dict[str, object],
 ) -> None:
-    """One node beside stable-baselines3's A2C: same Atari game, environments and network (needs the extra bench)."""
+    """One node beside stable-baselines3's A2C or PPO: same Atari game, environments and network (needs the extra bench)."""
     from zpala.tools.bench import bench_sb3 as compare
 
     raise typer.Exit(

@@ -108,6 +108,13 @@ def test_the_other_side_gets_the_same_settings() -> None:
     assert other.normalize_advantage is True
 
 
+def test_ppo_has_the_same_epochs_and_minibatches_on_both_sides() -> None:
+    config = load_config(None, {"preset": "ppo-atari", "environment.id": "pong", "environment.num_envs": 16, "ppo.epochs": 3}, {})
+    other = bench.sb3_settings(config, seconds=30, warmup_s=5, threads=1)
+    assert (other.algorithm, other.num_envs, other.num_steps, other.normalize_advantage) == ("ppo", 16, 128, True)
+    assert other.ppo == {"n_epochs": 3, "batch_size": 256, "clip_range": 0.1, "clip_range_vf": None, "target_kl": None}
+
+
 @pytest.mark.parametrize("name", ["pong", "PongNoFrameskip-v4", "ALE/Pong-v5"])
 def test_every_name_of_a_game_is_the_same_game(name: str) -> None:
     assert bench.sb3_settings(settings(environment__id=name), seconds=1, warmup_s=0, threads=1).game == "ALE/Pong-v5"
@@ -122,7 +129,9 @@ def test_every_name_of_a_game_is_the_same_game(name: str) -> None:
         ({"environment.id": "pong", "preset": "paac"}, "nips_cnn.*nature_cnn with a shared critic"),
         ({"environment.id": "pong", "network.separate_critic": True}, "network.separate_critic = false"),
         ({"environment.id": "pong", "environment.life_loss": True}, "life_loss"),
-        ({"environment.id": "pong", "algorithm.name": "ppo"}, "compares a2c"),
+        ({"environment.id": "pong", "algorithm.name": "vtrace"}, "compares a2c and ppo"),
+        ({"environment.id": "pong", "algorithm.name": "ppo", "optimizer.name": "rmsprop"}, "ppo is compared with adam"),
+        ({"environment.id": "pong", "network.core": "lstm"}, "has no memory"),
     ],
 )
 def test_what_cannot_be_compared(overrides: dict[str, object], words: str) -> None:

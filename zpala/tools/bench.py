@@ -1,4 +1,4 @@
-"""``zpala bench``: how fast one node is here, and how fast beside stable-baselines3's A2C. Figures with all that explains them.
+"""``zpala bench``: how fast one node is here, and how fast beside stable-baselines3's A2C or PPO. Figures with all that explains them.
 
 Measurements run one after the other in processes of their own. Comparisons are pairs in the order A-B-B-A-A-B..., so that a machine that
 grows slower or faster while they run favours nobody; what counts is the ratio within a pair.
@@ -23,6 +23,8 @@ from zpala.tools.bench_sb3 import Sb3Settings, Sb3Speed
 from zpala.tools.child import Child, ChildFailed
 
 PRESET = "gala"  # of comparisons, unless a run file or the person says otherwise
+PRESETS = {"ppo": "ppo-atari"}  # of algorithms that have another one
+OPTIMIZERS = {"a2c": "rmsprop", "ppo": "adam"}  # what can be compared, and with what both go downhill
 CALIBRATION_SHARE = 3  # the number of threads that suits stable-baselines3 is found in measurements of a third of the time
 OPTIONAL_MODULES = ("stable_baselines3", "cv2")
 
@@ -60,7 +62,7 @@ def bench_sb3(
     as_json: bool = False,
     output: IO[str] | None = None,
 ) -> int:
-    """Compares a node with stable-baselines3's A2C in ``pairs`` pairs; returns the exit status.
+    """Compares a node with stable-baselines3's A2C or PPO in ``pairs`` pairs; returns the exit status.
 
     Args:
         sb3_threads: torch threads of stable-baselines3; None: whichever of 1 and the number of cores is faster here.
@@ -69,7 +71,7 @@ def bench_sb3(
     """
     config = load_config(run_file, overrides, environ)
     if config.preset is None and run_file is None:
-        config = load_config(None, {"preset": PRESET, **overrides}, environ)
+        config = load_config(None, {"preset": PRESETS.get(config.algorithm.name, PRESET), **overrides}, environ)
     settings = sb3_settings(config, seconds=seconds, warmup_s=warmup_s, threads=sb3_threads or 1)
     if missing := [module for module in OPTIONAL_MODULES if importlib.util.find_spec(module) is None]:
         raise ConfigError(
@@ -118,11 +120,24 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         )
     if e.life_loss or e.max_episode_steps is not None:
         raise ConfigError("environment: life_loss and max_episode_steps are zpala's alone; leave them out of the comparison.")
-    if a.name != "a2c":
-        raise ConfigError(f"algorithm.name: {a.name!r}; bench sb3 compares a2c. Set it so.")
-    if config.optimizer.name != "rmsprop":
-        raise ConfigError(f"optimizer.name: {config.optimizer.name!r}; stable-baselines3's A2C is compared with rmsprop. Set it so.")
+    if a.name not in OPTIMIZERS:
+        raise ConfigError(f"algorithm.name: {a.name!r}; bench sb3 compares {' and '.join(OPTIMIZERS)}. Set one of them.")
+    if config.network.core != "none":
+        raise ConfigError("network.core: stable-baselines3 has no memory. Set network.core = none.")
+    if config.optimizer.name != OPTIMIZERS[a.name]:
+        raise ConfigError(
+            f"optimizer.name: {config.optimizer.name!r}; stable-baselines3's {a.name} is compared with {OPTIMIZERS[a.name]}. Set it so."
+        )
+    ppo = {
+        "n_epochs": config.ppo.epochs,
+        "batch_size": config.ppo.minibatch_size,
+        "clip_range": config.ppo.clip_range,
+        "clip_range_vf": config.ppo.clip_range_values,
+        "target_kl": config.ppo.target_kl,
+    }
     return Sb3Settings(
+        algorithm=a.name,
+        ppo=ppo,
         game=f"ALE/{''.join(part.capitalize() for part in game.rom.split('_'))}-v5",
         num_envs=e.num_envs,
         seconds=seconds,
@@ -141,7 +156,7 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         value_coefficient=a.value_coefficient,
         max_grad_norm=a.max_grad_norm,
         gae_lambda=a.gae_lambda,
-        normalize_advantage=a.normalize_advantage is True,
+        normalize_advantage=a.name == "ppo" if a.normalize_advantage == "auto" else a.normalize_advantage,
         clip_rewards=a.clip_rewards,
         lr=config.optimizer.lr,
         epsilon=config.optimizer.epsilon,

@@ -1,4 +1,4 @@
-"""Measures the speed of stable-baselines3's A2C on an Atari game, under zpala's protocol and with zpala's hyper-parameters.
+"""Measures the speed of stable-baselines3's A2C or PPO on an Atari game, under zpala's protocol and with zpala's hyper-parameters.
 
 Runs as a process of its own, ``python -m zpala.tools.bench_sb3 '<settings as JSON>'``, and says one JSON object. stable-baselines3 and
 OpenCV are the extra ``bench``; nothing of zpala's training is imported here, so nothing of it can change what is measured.
@@ -20,8 +20,12 @@ NO_END = 10**12  # env_steps: the time ends the measurement
 
 @dataclass(frozen=True, slots=True)
 class Sb3Settings:
-    """What is measured. ``game``: Gymnasium's ALE id; ``threads``: of torch in the learner; ``device``: auto, cpu or cuda."""
+    """What is measured. ``algorithm``: a2c or ppo, ``ppo``: its own settings, by stable-baselines3's names; ``game``: Gymnasium's ALE id;
+    ``threads``: of torch in the learner; ``device``: auto, cpu or cuda.
+    """
 
+    algorithm: str
+    ppo: dict[str, Any]
     game: str
     num_envs: int
     seconds: float
@@ -98,7 +102,7 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
     import gymnasium
     import stable_baselines3
     import torch
-    from stable_baselines3 import A2C
+    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.env_util import make_atari_env
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack
 
@@ -125,7 +129,8 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
     )
     try:
         torch.set_num_threads(settings.threads)
-        model = A2C(
+        own: dict[str, Any] = {"rms_prop_eps": settings.epsilon} if settings.algorithm == "a2c" else settings.ppo
+        model = {"a2c": A2C, "ppo": PPO}[settings.algorithm](
             "CnnPolicy",
             VecFrameStack(environments, n_stack=4),
             learning_rate=settings.lr,
@@ -134,11 +139,11 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
             ent_coef=settings.entropy_coefficient,
             vf_coef=settings.value_coefficient,
             max_grad_norm=settings.max_grad_norm,
-            rms_prop_eps=settings.epsilon,
             gae_lambda=settings.gae_lambda,
             normalize_advantage=settings.normalize_advantage,
             seed=settings.seed,
             device=settings.device,
+            **own,
         )
         stopwatch = Stopwatch(settings.num_envs, settings.num_steps, settings.seconds, settings.warmup_s)
         model.learn(NO_END, callback=stopwatch)
