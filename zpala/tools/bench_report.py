@@ -105,8 +105,8 @@ def comparison_text(
         f"ratio       median {summary.ratio_median:.3f}, range {summary.ratio_min:.3f} to {summary.ratio_max:.3f}   "
         f"(median SPS {summary.zpala_median:,.1f} and {summary.sb3_median:,.1f})",
         f"zpala       {node.device}, {node.threads} thread(s), {node.parameters:,} parameters",
-        f"sb3         {sb3.device}, {sb3.threads} thread(s), {sb3.parameters:,} parameters, {config.algorithm.name.upper()} with CnnPolicy and SubprocVecEnv "
-        f"({sb3.start_method})" + (f"; tried: {tried}" if tried else ""),
+        f"sb3         {sb3.device}, {sb3.threads} thread(s), {sb3.parameters:,} parameters, "
+        f"{config.algorithm.name.upper()} with CnnPolicy and SubprocVecEnv ({sb3.start_method})" + (f"; tried: {tried}" if tried else ""),
     ]
     return "\n".join([*lines, *_circumstances_lines(where)])
 
