@@ -224,6 +224,7 @@ class DQNConfig(QLearningConfig):
     batch_size: int = Field(32, ge=1, description="Transitions of one optimiser step.")
     train_frequency: float = Field(4.0, gt=0, description="env_steps of a node for one optimiser step.")
     learning_starts: int = Field(1_000, ge=0, description="No optimiser step before a node has stored so many env_steps.")
+    n_steps: int = Field(1, ge=1, description="Steps whose rewards a target sums before the target network's value; fewer at a game's end.")
     prioritized: bool = Field(False, description="Transitions are drawn by their errors and weighted against it.")
     priority_exponent: float = Field(0.6, gt=0, le=1, description="Priority: |error| to this power.")
     priority_beta: float = Field(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from tests.rl.q_agents import FOUR, q_agent
 from tests.rl.rollouts import act_everywhere, fill_with_noise, noisy_rollout
@@ -26,20 +29,58 @@ def going_on(agent: DQN, before: Rollout | None, seed: int, steps: int = 6, envs
     return rollout
 
 
-def filled(agent: DQN, rollouts: int = 3) -> Rollout:
-    rollout = None
+def played(agent: DQN, rollouts: int = 3) -> list[Rollout]:
+    found: list[Rollout] = []
     for seed in range(rollouts):
-        rollout = going_on(agent, rollout, seed)
-        assert agent.update(rollout, 3e-2, 0.0).finite
-    assert rollout is not None
-    return rollout
+        found.append(going_on(agent, found[-1] if found else None, seed))
+        assert agent.update(found[-1], 3e-2, 0.0).finite
+    return found
+
+
+def filled(agent: DQN, rollouts: int = 3) -> Rollout:
+    return played(agent, rollouts)[-1]
+
+
+class Followed(NamedTuple):
+    """What a transition of up to n steps is, read from the rollouts."""
+
+    reward: float  # discounted sum
+    behind: Tensor  # the observation after it
+    discount: float  # of what that is worth
+    steps: int
+    end: str
+
+
+def follow(rollouts: list[Rollout], index: int, constants: DQNSettings) -> Followed:
+    """The slow reference: from the cell ``index`` of the rollouts, one after the other, step by step."""
+    num_steps, envs = rollouts[0].num_steps, rollouts[0].num_envs
+    total, (first, n) = 0.0, divmod(index, envs)
+    for row in itertools.count(first):
+        rollout, t, steps = rollouts[row // num_steps], row % num_steps, row - first + 1
+        reward, discount = float(rollout.rewards[t, n]), constants.gamma**steps
+        total += constants.gamma ** (steps - 1) * (min(max(reward, -1.0), 1.0) if constants.clip_rewards else reward)
+        if rollout.terminated[t, n]:
+            return Followed(total, torch.zeros(3), 0.0, steps, "terminated")
+        if rollout.truncated[t, n]:
+            return Followed(total, rollout.final_observations[t, n], discount, steps, "truncated")
+        newest = row + 1 == num_steps * len(rollouts)
+        if steps == constants.n_steps or newest or not rollouts[(row + 1) // num_steps].valid[(row + 1) % num_steps, n]:
+            return Followed(total, rollout.observations[t + 1, n], discount, steps, "goes on")
+    raise AssertionError("nothing comes behind an endless count")
 
 
 @pytest.mark.parametrize(
-    ("double", "prioritized", "loss", "clip"),
-    [(False, False, "huber", False), (True, False, "huber", True), (True, True, "squared", False)],
+    ("double", "prioritized", "loss", "clip", "n_steps"),
+    [
+        (False, False, "huber", False, 1),
+        (True, False, "huber", True, 1),
+        (True, True, "squared", False, 1),
+        (True, False, "huber", False, 2),
+        (False, False, "squared", True, 3),
+        (True, True, "huber", True, 8),
+    ],
 )
-def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: bool, loss: str, clip: bool) -> None:
+def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: bool, loss: str, clip: bool, n_steps: int) -> None:
     """One optimiser step of many: the same batch, drawn with a copy of the random stream, transition by transition."""
     constants = DQNSettings(
         gamma=0.9,
@@ -53,10 +94,11 @@ def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: boo
         batch_size=40,
         target_update_steps=1000,
         capacity=1000,
+        n_steps=n_steps,
     )
     agent = q_agent(DQN, constants, optimizer="adam")
     target = copy.deepcopy(agent.network)
-    filled(agent)
+    rollouts = played(agent)
     assert agent.optimizer.steps > 5
     network = copy.deepcopy(agent.network)
     assert agent.replay is not None
@@ -64,12 +106,12 @@ def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: boo
     stream.set_state(agent.local_state()["draws"])
     batch = agent.replay.sample(40, stream, beta=0.4 + 0.6 * 0.25)
     terms, chosen, errors = [], [], []
-    for i in range(40):
+    transitions = [follow(rollouts, index, constants) for index in batch.indices.tolist()]
+    for i, transition in enumerate(transitions):
         with torch.no_grad():
-            worth, own = target(batch.next_observations[i][None])[0], network(batch.next_observations[i][None])[0]
+            worth, own = target(transition.behind[None])[0], network(transition.behind[None])[0]
         best = float(worth[own.argmax()] if double else worth.max())
-        reward = float(batch.rewards[i])
-        total = (min(max(reward, -1.0), 1.0) if clip else reward) + (0.0 if batch.terminated[i] else 0.9 * best)
+        total = transition.reward + transition.discount * best
         value = network(batch.observations[i][None])[0, batch.actions[i]]
         error = total - value
         each = 0.5 * error**2 if loss == "squared" or error.abs() <= 1.0 else error.abs() - 0.5
@@ -77,7 +119,8 @@ def test_the_gradient_is_that_of_a_slow_reference(double: bool, prioritized: boo
         chosen.append(value.item())
         errors.append(error.item())
     assert 3 < sum(abs(error) > 1.0 for error in errors) < 37
-    assert 0 < int(batch.terminated.sum()) < 40
+    assert {transition.end for transition in transitions} == {"terminated", "truncated", "goes on"}
+    assert len({transition.steps for transition in transitions}) >= min(n_steps, 4)
     assert (len(set(batch.weights.tolist())) > 5) == prioritized
     mean = torch.stack(terms).mean()
     mean.backward()  # type: ignore[no-untyped-call]

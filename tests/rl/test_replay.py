@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import ctypes
 import gc
+import itertools
+import math
 import tracemalloc
 from collections import Counter, deque
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -112,6 +116,101 @@ def test_it_returns_exactly_the_transitions_of_a_scripted_environment(mode: Auto
     assert bool(valid.all()) is (mode is AutoresetMode.SAME_STEP)
 
 
+GAMMA = 0.75  # its powers and all sums of the test are exact
+
+
+class Sum(NamedTuple):
+    """What a transition of several steps should be, and why it has no more of them."""
+
+    told: Told
+    discount: float
+    end: str
+
+
+def summed(story: list[Told], games: list[Game], kept: int, n_steps: int, clip: bool) -> list[Sum]:
+    """The slow reference, step by step: the last ``kept`` steps of ``story``, whose games' lengths and ends the script says."""
+
+    def counted(reward: float) -> float:
+        return max(-1.0, min(1.0, reward)) if clip else reward
+
+    ends: dict[int, str] = {}
+    length = 0
+    for game in itertools.cycle(games):
+        if (length := length + game.length) > len(story):
+            break
+        ends[length - 1] = "terminated" if game.terminated else "truncated"
+    found = []
+    for start in range(len(story) - kept, len(story)):
+        here, total = start, counted(story[start].reward)
+        while not (end := "full" if here - start + 1 == n_steps else ends.get(here, "newest" if here == len(story) - 1 else "")):
+            here += 1
+            total += GAMMA ** (here - start) * counted(story[here].reward)
+        first, last = story[start], story[here]
+        found.append(Sum(Told(first.observation, first.action, total, last.after, last.terminated), GAMMA ** (here - start + 1), end))
+    return found
+
+
+@pytest.mark.parametrize("priority_alpha", [0.0, 0.6])
+@pytest.mark.parametrize("size", [0, 4], ids=["vectors", "pictures"])
+@pytest.mark.parametrize("mode", MODES)
+def test_transitions_of_several_steps_are_those_of_the_script(mode: AutoresetMode, size: int, priority_alpha: float) -> None:
+    """While the ring is wrapped many times; most rollouts are shorter than the longest transitions, and 50 steps are more than it holds."""
+    script = scripts(3, seed=size)
+    environments, stories = recorded(script, mode, size)
+    player, rows = Player(environments), 13
+    replay = Replay(environments.spec, 3 * rows, 3, priority_alpha=priority_alpha)
+    generator = torch.Generator().manual_seed(0)
+    valid = np.zeros((0, 3), dtype=np.bool_)
+    why: Counter[tuple[int, str]] = Counter()
+    for steps in (1, 1, 5, 13, 3, 2, 8, 1, 7, 13, 4, 11, 6, 1, 9, 12, 10, 13, 13, 2):
+        rollout = player.play(steps)
+        replay.add(rollout)
+        valid = np.concatenate([valid, rollout.valid.numpy()])
+        state = generator.get_state()
+        plain = replay.sample(14 * 3 * rows, generator)
+        for n_steps, clip in itertools.product((1, 2, 3, 5, 50), (False, True)):
+            kept = valid[-rows:].sum(axis=0)
+            sums = [one for n in range(3) for one in summed(stories[n], script[n], int(kept[n]), n_steps, clip)]
+            generator.set_state(state)
+            batch = replay.sample(14 * 3 * rows, generator, n_steps=n_steps, gamma=GAMMA, clip_rewards=clip)
+            assert set(zip(told(batch), batch.discounts.tolist(), strict=True)) == {(one.told, one.discount) for one in sums}
+            assert all(
+                torch.equal(getattr(batch, name), getattr(plain, name)) for name in ("indices", "observations", "actions", "weights")
+            )
+            why.update((n_steps, one.end) for one in sums)
+    assert len(valid) > 8 * rows
+    assert bool(valid.all()) is (mode is AutoresetMode.SAME_STEP)
+    assert all(why[n_steps, end] > 20 for n_steps in (2, 3, 5) for end in ("terminated", "truncated", "newest", "full")), why
+    assert {end for n_steps, end in why if n_steps == 1} == {"full"}
+    assert {end for n_steps, end in why if n_steps == 50} == {"terminated", "truncated", "newest"}
+
+
+def test_what_is_behind_the_end_of_a_transition_does_not_touch_it() -> None:
+    """The next game's rewards and those of overwritten rows are no numbers; with them only their own transitions are none."""
+    rollout = Rollout(spec(num_actions=4), 6, 1)
+    rollout.observations.copy_(torch.arange(7.0)[:, None, None].expand(7, 1, 3))
+    rollout.final_observations.fill_(50.0)
+    rollout.actions.zero_()
+    rollout.valid.fill_(True)
+    rollout.terminated.fill_(False)
+    rollout.truncated.fill_(False)
+    rollout.truncated[2] = True
+    rollout.rewards[:, 0] = torch.tensor([1.0, 2.0, 4.0, float("nan"), 0.5, 0.25])
+    replay = Replay(rollout.spec, 6, 1)
+    replay.add(rollout)
+    batch = replay.sample(100, torch.Generator().manual_seed(0), n_steps=4, gamma=0.5)
+    expected = {0: (3.0, 50.0, 0.125), 1: (4.0, 50.0, 0.25), 2: (4.0, 50.0, 0.5), 4: (0.625, 6.0, 0.25), 5: (0.25, 6.0, 0.5)}
+    seen = {}
+    for index, reward, behind, discount in zip(
+        batch.indices.tolist(), batch.rewards.tolist(), batch.next_observations[:, 0].tolist(), batch.discounts.tolist(), strict=True
+    ):
+        seen[index] = (reward, behind, discount)
+    assert math.isnan(seen.pop(3)[0])
+    assert seen == expected
+    with pytest.raises(ValueError, match="at least one step, not 0"):
+        replay.sample(1, torch.Generator(), n_steps=0)
+
+
 def test_a_uniform_draw_is_uniform_over_the_steps_that_are_not_masked() -> None:
     environments, _ = recorded(scripts(3, seed=5), AutoresetMode.NEXT_STEP)
     replay = Replay(environments.spec, 60, 3)
@@ -216,6 +315,7 @@ def test_the_memory_it_takes_is_known_before_and_taken_at_once(priority_alpha: f
 def test_its_memory_is_not_only_promised() -> None:
     """It would be found missing when the ring is nearly full, after hours."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # else it may be made of what earlier tests gave back, which is there already
     needed, before = bytes_needed(spec_of(84), 8_000, 16), anonymous_bytes()
     replay = Replay(spec_of(84), 8_000, 16)
     assert anonymous_bytes() - before > 0.95 * needed
@@ -358,6 +458,7 @@ def test_a_batch_has_memory_of_its_own() -> None:
         torch.float32,
         torch.uint8,
         torch.bool,
+        torch.float32,
         torch.float32,
         torch.int64,
     ]

@@ -1,5 +1,6 @@
 """Deep Q-learning from replay (Mnih et al. 2015, doi 10.1038/nature14236), double (van Hasselt et al. 2016, arXiv 1509.06461) unless told
-otherwise, and with prioritised replay (Schaul et al. 2016, arXiv 1511.05952) if wanted.
+otherwise, and with prioritised replay (Schaul et al. 2016, arXiv 1511.05952) and returns of several steps (Hessel et al. 2018, arXiv
+1710.02298) if wanted.
 
 After every rollout the replay takes it, and then there are as many optimiser steps as its env_steps ask for, each of them from transitions
 that are drawn anew.
@@ -33,6 +34,8 @@ class DQNSettings(QLearningSettings):
         batch_size: transitions of one optimiser step.
         train_frequency: env_steps of the node for one optimiser step.
         learning_starts: no optimiser step before the node's replay holds so many env_steps.
+        n_steps: a target sums the discounted rewards of so many steps, clipped one by one, before it takes the target network's value;
+            fewer where the game ended or the replay's newest step is reached.
         prioritized: transitions are drawn in proportion to |error| ** priority_exponent, and weigh in the loss (size P) ** -beta;
             beta goes from ``priority_beta`` to 1 with the cluster's progress. Otherwise all are drawn alike.
     """
@@ -42,6 +45,7 @@ class DQNSettings(QLearningSettings):
     batch_size: int = 32
     train_frequency: float = 4.0
     learning_starts: int = 1_000
+    n_steps: int = 1
     prioritized: bool = False
     priority_exponent: float = 0.6
     priority_beta: float = 0.4
@@ -127,11 +131,16 @@ class DQN(QLearning):
         """One optimiser step from one batch; returns what ``_descend`` does: loss, gradient's norm, mean value of the actions taken."""
         settings = self.settings
         beta = settings.priority_beta + (1.0 - settings.priority_beta) * min(progress, 1.0)
-        batch = replay.sample(settings.batch_size, self._draws, beta=beta)
-        rewards, goes_on = self._move(batch.rewards), ~self._move(batch.terminated)
-        if settings.clip_rewards:
-            rewards = rewards.clamp(-1.0, 1.0)
-        targets = torch.addcmul(rewards, settings.gamma * goes_on, self._best_values(self._move(batch.next_observations)))
+        batch = replay.sample(
+            settings.batch_size,
+            self._draws,
+            beta=beta,
+            n_steps=settings.n_steps,
+            gamma=settings.gamma,
+            clip_rewards=settings.clip_rewards,
+        )
+        discounts = self._move(batch.discounts) * ~self._move(batch.terminated)
+        targets = torch.addcmul(self._move(batch.rewards), discounts, self._best_values(self._move(batch.next_observations)))
         values = self.network(self._move(batch.observations))
         chosen = values.gather(-1, self._move(batch.actions).unsqueeze(-1)).squeeze(-1)
         loss = q_loss(chosen, targets, self._move(batch.weights) / settings.batch_size, settings.loss)

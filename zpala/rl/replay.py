@@ -7,6 +7,10 @@ terminated. The observation after it is the final one where the game was truncat
 everywhere else: behind ``terminated`` that may be the next game's, whose value nobody may use. Masked reset steps are stored and never
 drawn. The observation behind the last step of a rollout is stored with that step, so every transition is complete as soon as it is there.
 
+A transition of up to n steps (Sutton 1988, doi 10.1007/BF00115009; Hessel et al. 2018, arXiv 1710.02298) is put together when it is drawn:
+it begins with a cell and goes on through the rows behind it, until the game ends in any way or the newest row is reached. The memory is the
+same for every n. That the later actions were those of an older policy is not corrected for, as in Rainbow.
+
 Frames. An Atari observation is a stack of the last C frames, so that two consecutive ones have C - 1 frames in common. Each frame is stored
 once, and an observation is the list of its frames' numbers. What is not the observation before, moved by one frame, is stored whole (equal
 neighbours within it once); this is decided by comparing, not by what a simulator is believed to do. Measured with ale-py 0.11.2 and
@@ -43,9 +47,10 @@ class Transitions(NamedTuple):
 
     observations: Tensor  # dtype[B, ...]
     actions: Tensor  # i64[B]
-    rewards: Tensor  # f32[B] raw
-    next_observations: Tensor  # dtype[B, ...] where terminated: of the next game
-    terminated: Tensor  # bool[B]
+    rewards: Tensor  # f32[B] raw unless clipping was asked for; the discounted sum over the k steps of the transition, k >= 1
+    next_observations: Tensor  # dtype[B, ...] behind the last of them; where terminated: of the next game
+    terminated: Tensor  # bool[B] whether the last of them was the end
+    discounts: Tensor  # f32[B] gamma ** k, of what the next observation is worth where it is worth anything
     weights: Tensor  # f32[B] in (0, 1]: importance sampling weights; 1 when drawn uniformly
     indices: Tensor  # i64[B] rows ever added before it * environments + environment: names a transition for ever
 
@@ -73,6 +78,7 @@ class Replay:
         self._actions = np.full(cells, 0, dtype=np.int64)
         self._rewards = np.full(cells, 0.0, dtype=np.float32)
         self._terminated = np.full(cells, False)
+        self._ended = np.full(cells, False)  # terminated or truncated: the next row is of another game
         self._valid = np.full(cells, False)
         self._priorities = Priorities(self.capacity) if priority_alpha else None
         self._largest = 1.0  # p of new transitions
@@ -114,6 +120,7 @@ class Replay:
             self._actions[place] = arrays["actions"][t]
             self._rewards[place] = arrays["rewards"][t]
             self._terminated[place] = arrays["terminated"][t]
+            self._ended[place] = arrays["terminated"][t] | arrays["truncated"][t]
             self._valid[place] = arrays["valid"][t]
             self._size += int(np.count_nonzero(self._valid[place]))
             self._newest += 1
@@ -123,26 +130,42 @@ class Replay:
             added = self._cells(max(was_newest, self._oldest), self._newest)
             self._priorities.set(added, np.where(self._valid.reshape(-1)[added], self._largest, 0.0))
 
-    def sample(self, batch_size: int, generator: torch.Generator, *, beta: float = 1.0) -> Transitions:
-        """Draws transitions with replacement.
+    def sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        beta: float = 1.0,
+        n_steps: int = 1,
+        gamma: float = 1.0,
+        clip_rewards: bool = False,
+    ) -> Transitions:
+        """Draws transitions with replacement. Which ones does not depend on how long they are.
 
         Args:
             generator: of the CPU.
             beta: with priorities: weights are (size * P(i)) ** -beta, divided by the largest of the batch.
+            n_steps: a transition has so many steps, fewer where the game ended or the newest step is among them.
+            gamma: discount per step.
+            clip_rewards: the reward of every step is clipped to [-1, 1] before they are summed.
         Raises:
-            ValueError: nothing is stored yet.
+            ValueError: nothing is stored yet, or a transition shall have no step.
         """
+        if n_steps < 1:
+            raise ValueError(f"a transition has at least one step, not {n_steps}")
         if self._size == 0:
             raise ValueError("the replay is empty: nothing can be drawn")
         cells = self._draw_uniformly(batch_size, generator) if self._priorities is None else self._priorities.draw(batch_size, generator)
         rows, environments = np.divmod(cells, self.num_envs)
         rows = self._oldest + (rows - self._oldest) % self._layout.rows
+        rewards, last, steps = self._summed(cells, rows, n_steps, gamma, clip_rewards)
         return Transitions(
             observations=self._observations(self._stacks, cells),
             actions=self._ready(self._actions.reshape(-1)[cells]),
-            rewards=self._ready(self._rewards.reshape(-1)[cells]),
-            next_observations=self._observations(self._next_stacks, cells),
-            terminated=self._ready(self._terminated.reshape(-1)[cells]),
+            rewards=self._ready(rewards),
+            next_observations=self._observations(self._next_stacks, last),
+            terminated=self._ready(self._terminated.reshape(-1)[last]),
+            discounts=self._ready((gamma**steps).astype(np.float32)),
             weights=self._ready(self._weights(cells, beta)),
             indices=torch.from_numpy(rows * self.num_envs + environments),
         )
@@ -231,6 +254,25 @@ class Replay:
             drawn = np.concatenate([drawn, tried[self._valid.reshape(-1)[tried]]])
         return drawn
 
+    def _summed(
+        self, cells: NDArray[np.int64], rows: NDArray[np.int64], n_steps: int, gamma: float, clip: bool
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float64]]:
+        """What begins at ``cells``, which are of ``rows``: the sums of rewards, the cells of the last steps, the numbers of steps."""
+        ended, valid, rewards = self._ended.reshape(-1), self._valid.reshape(-1), self._rewards.reshape(-1)
+        sums = _clipped(rewards[cells], clip).astype(np.float64)
+        last, steps = cells.copy(), np.ones(len(cells))
+        longer = np.arange(len(cells))  # which of the batch may have one step more
+        for k in range(1, n_steps):
+            following = (last[longer] + self.num_envs) % self.capacity
+            goes_on = ~ended[last[longer]] & (rows[longer] + k < self._newest) & valid[following]
+            longer, following = longer[goes_on], following[goes_on]
+            if len(longer) == 0:
+                break
+            sums[longer] += gamma**k * _clipped(rewards[following], clip)
+            last[longer] = following
+            steps[longer] += 1.0
+        return sums.astype(np.float32), last, steps
+
     def _weights(self, cells: NDArray[np.int64], beta: float) -> NDArray[np.float32]:
         if self._priorities is None:
             return np.ones(len(cells), dtype=np.float32)
@@ -253,8 +295,12 @@ def bytes_needed(spec: EnvironmentSpec, capacity: int, num_envs: int, *, priorit
     """Memory of ``Replay`` with these arguments, without making it."""
     layout = _layout(spec, capacity, num_envs)
     cells = layout.rows * num_envs
-    per_cell = 2 * 8 * layout.stack + 8 + 4 + 1 + 1
+    per_cell = 2 * 8 * layout.stack + 8 + 4 + 1 + 1 + 1
     return layout.frames * layout.frame_bytes + cells * per_cell + (tree_bytes(cells) if priority_alpha else 0)
+
+
+def _clipped(rewards: NDArray[np.float32], clip: bool) -> NDArray[np.float32]:
+    return np.clip(rewards, np.float32(-1.0), np.float32(1.0)) if clip else rewards
 
 
 class _Layout(NamedTuple):
