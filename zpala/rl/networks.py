@@ -7,7 +7,7 @@ sqrt 2; 0.01 for the policy head, 1 for heads of values), biases 0, unless a tru
 from __future__ import annotations
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -41,9 +41,9 @@ class Network(nn.Module, ABC):
         """Lets the running statistics of observations, if the network has any, see ``observations`` [B, ...] where ``valid`` bool[B]."""
         self.inputs.observe(observations, valid)
 
+    @abstractmethod
     def describe(self) -> str:
         """Layers and sizes in one line; nodes whose lines differ must not average."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
@@ -61,9 +61,9 @@ class Network(nn.Module, ABC):
             elif isinstance(module, LSTM):
                 module.initialise(generator)
 
+    @abstractmethod
     def _gains(self) -> dict[int, float]:
         """Gains of layers by ``id``, where they are not sqrt 2."""
-        raise NotImplementedError
 
 
 class Output(NamedTuple):

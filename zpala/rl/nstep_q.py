@@ -71,7 +71,8 @@ class NStepQ(QLearning):
         chosen = values.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
         loss = q_loss(chosen, returns, weights, self.settings.loss)
         finite, (td_loss, grad_norm, mean_q) = self._descend(loss, learning_rate, torch.dot(chosen, weights))
-        self.network.observe(seen, valid)
+        if finite:
+            self.network.observe(seen, valid)
         epsilon = self.exploration.mean_epsilon
         return Statistics(finite, {"td_loss": td_loss, "mean_q": mean_q, "epsilon": epsilon, "grad_norm": grad_norm})
 
