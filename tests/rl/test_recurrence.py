@@ -61,10 +61,52 @@ def test_it_is_torchs_lstm() -> None:
         for name, parameter in ours.cell.named_parameters():
             theirs.get_parameter(f"{name}_l0").copy_(parameter.add_(0.01))
     x, state = torch.randn(9, 3, 5), torch.randn(3, 14)
-    outputs, states = ours(x, torch.zeros(9, 3, dtype=torch.bool), state)
     expected, (hidden, cell) = theirs(x, (state[None, :, :7].contiguous(), state[None, :, 7:].contiguous()))
-    torch.testing.assert_close(outputs, expected)
-    torch.testing.assert_close(states[-1], torch.cat([hidden[0], cell[0]], dim=-1))
+    torch.testing.assert_close(ours(x, torch.zeros(9, 3, dtype=torch.bool), state), expected)
+    for t in range(9):
+        state = ours.step(x[t], torch.zeros(3, dtype=torch.bool), state)
+        torch.testing.assert_close(state[:, :7], expected[t])
+    torch.testing.assert_close(state, torch.cat([hidden[0], cell[0]], dim=-1))
+
+
+@pytest.mark.parametrize("beginnings", [0.0, 0.02, 0.2, 1.0])
+def test_a_sequence_equals_its_steps(beginnings: float) -> None:
+    """Outputs and all gradients, however often games begin; and one way of laying out sequences is not always the one taken."""
+    generator = torch.Generator().manual_seed(1)
+    core = LSTM(5, 7)
+    core.initialise(generator)
+    x, state = torch.randn(40, 3, 5, generator=generator), torch.randn(3, 14, generator=generator)
+    fresh = torch.rand(40, 3, generator=generator) < beginnings
+    weight = torch.randn(40, 3, 7, generator=generator)
+
+    def slow(x: Tensor, state: Tensor) -> Tensor:
+        outputs = []
+        for t in range(40):
+            state = core.step(x[t], fresh[t], state)
+            outputs.append(state[:, :7])
+        return torch.stack(outputs)
+
+    found = []
+    for way in (slow, lambda x, state: core(x, fresh, state)):
+        leaves = [x.clone().requires_grad_(), state.clone().requires_grad_()]
+        outputs = way(*leaves)
+        found.append([outputs, *torch.autograd.grad((outputs * weight).sum(), [*leaves, *core.parameters()], materialize_grads=True)])
+    for expected, actual in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_long_game_beside_many_short_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where filling up would multiply the work, it goes step by step, with the same outputs."""
+    core = LSTM(5, 7)
+    core.initialise(torch.Generator().manual_seed(1))
+    x, state = torch.randn(40, 2, 5), torch.randn(2, 14)
+    fresh = torch.zeros(40, 2, dtype=torch.bool)
+    fresh[:, 1] = True
+    outputs = core(x, fresh, state)
+    torch.testing.assert_close(core._step_by_step(x, fresh, state), outputs, rtol=0.0, atol=0.0)
+    monkeypatch.setattr("zpala.rl.lstm.FILLING", 1000)
+    monkeypatch.setattr(core, "_step_by_step", None)
+    torch.testing.assert_close(core(x, fresh, state), outputs)
 
 
 def test_a_new_game_forgets() -> None:
@@ -73,12 +115,12 @@ def test_a_new_game_forgets() -> None:
     core.initialise(torch.Generator().manual_seed(1))
     x, state = torch.randn(9, 2, 5), torch.randn(2, 14)
     fresh = torch.zeros(9, 2, dtype=torch.bool)
-    through = core(x, fresh, state)[0]
+    through = core(x, fresh, state)
     fresh[4, 0] = True
-    outputs = core(x, fresh, state)[0]
+    outputs = core(x, fresh, state)
     torch.testing.assert_close(outputs[:4], through[:4])
     torch.testing.assert_close(outputs[:, 1], through[:, 1])
-    alone = core(x[4:, :1], fresh[4:, :1] & False, torch.zeros(1, 14))[0]
+    alone = core(x[4:, :1], fresh[4:, :1] & False, torch.zeros(1, 14))
     torch.testing.assert_close(outputs[4:, :1], alone)
     assert not torch.allclose(outputs[4:, 0], through[4:, 0])
 
@@ -104,12 +146,12 @@ def test_a_rollout_equals_playing_every_game_step_by_step(mode: str, separate: b
             for n in range(4):
                 if begins[n]:
                     states[n] = 0.0
-                unrolled = network.unroll(rollout.observations[t, n][None, None], torch.zeros(1, 1, dtype=torch.bool), states[n : n + 1])
-                states[n] = unrolled.states[0, 0].detach()
-                torch.testing.assert_close(rollout.extra[VALUES][t, n], unrolled.values[0].detach())
+                step = network.step(rollout.observations[t, n][None], torch.zeros(1, dtype=torch.bool), states[n : n + 1])
+                states[n] = step.state[0].detach()
+                torch.testing.assert_close(rollout.extra[VALUES][t, n], step.values[0].detach())
                 torch.testing.assert_close(rollout.extra[STATES][t, n], states[n])
-                torch.testing.assert_close(values[4 * t + n], unrolled.values[0])
-                torch.testing.assert_close(outputs[4 * t + n], unrolled.policy[0])
+                torch.testing.assert_close(values[4 * t + n], step.values[0])
+                torch.testing.assert_close(outputs[4 * t + n], step.policy[0])
             ended = rollout.terminated[t] | rollout.truncated[t]
             games += int(ended.sum())
             resets += int((~rollout.valid[t]).sum())
@@ -203,10 +245,10 @@ def test_in_evaluation_a_game_remembers_itself_alone() -> None:
         remembered.append(agent._remembered.clone())
     expected: Mapping[int, list[Tensor]] = {0: list(observations[:, 0]), 1: list(observations[3:, 1])}
     for n, seen in expected.items():
-        sequence = torch.stack(seen)[:, None]
-        fresh = torch.zeros(len(seen), 1, dtype=torch.bool)
-        states = agent.network.unroll(sequence, fresh, torch.zeros(1, agent.network.state_size)).states
-        torch.testing.assert_close(remembered[-1][n], states[-1, 0])
+        state = torch.zeros(1, agent.network.state_size)
+        for observation in seen:
+            state = agent.network.step(observation[None], torch.zeros(1, dtype=torch.bool), state).state
+        torch.testing.assert_close(remembered[-1][n], state[0])
 
 
 def test_a_memory_learns_what_a_perceptron_cannot() -> None:

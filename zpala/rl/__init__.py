@@ -20,7 +20,7 @@ from zpala.rl.exploration import EpsilonGreedy
 from zpala.rl.flat import FlatEntry, FlatParameters
 from zpala.rl.inputs import Inputs, Normalizer, Unpacking
 from zpala.rl.lstm import LSTM
-from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Unrolled, build_network
+from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Step, build_network
 from zpala.rl.nstep_q import NStepQ, NStepQSettings
 from zpala.rl.observations import ObservationPart, unpack
 from zpala.rl.optimizers import Adam, Optimizer, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
@@ -95,13 +95,13 @@ __all__ = [
     "Rollout",
     "SquashedGaussian",
     "Statistics",
+    "Step",
     "StepRow",
     "TargetNetwork",
     "Transitions",
     "Trunk",
     "UnknownEnvironment",
     "Unpacking",
-    "Unrolled",
     "UnsupportedEnvironment",
     "VTrace",
     "VTraceSettings",

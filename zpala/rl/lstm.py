@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+FILLING = 4  # at most so many times the cells are computed that there are
+
 
 class LSTM(nn.Module):
     """Hochreiter & Schmidhuber 1997, with a forget gate. Weights are orthogonal; biases are 0, of the forget gate 1, so that it
@@ -24,25 +26,56 @@ class LSTM(nn.Module):
         self.state_size = 2 * size
         self.cell: nn.LSTMCell = skip_init(nn.LSTMCell, inputs, size)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor, fresh: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Goes through T steps of N games.
+    def step(self, x: Tensor, fresh: Tensor, state: Tensor) -> Tensor:
+        """One step of N games.
+
+        Args:
+            x: f32[N, inputs].
+            fresh: bool[N], a game begins: the state before it is taken as 0.
+            state: f32[N, 2 * size].
+        Returns:
+            the state after it, f32[N, 2 * size]; its first half is what the core puts out.
+        """
+        hidden, cell = torch.where(fresh.unsqueeze(-1), 0.0, state).chunk(2, dim=-1)
+        return torch.cat(self.cell(x, (hidden, cell)), dim=-1)
+
+    def forward(self, x: Tensor, fresh: Tensor, state: Tensor) -> Tensor:
+        """T steps of N games: what ``step`` gives one after the other, by torch's kernel for whole sequences.
+
+        Every stretch of a column between two beginnings is a sequence of its own. All are laid side by side and filled up to the longest;
+        where that would be much more than the T * N steps themselves, ``step`` is called T times.
 
         Args:
             x: f32[T, N, inputs].
-            fresh: bool[T, N], a game begins: the state before it is taken as 0.
-            state: f32[N, 2 * size].
+            fresh: bool[T, N]: see ``step``.
+            state: f32[N, 2 * size], before the first step.
         Returns:
-            outputs f32[T, N, size], and the states after every step f32[T, N, 2 * size].
+            f32[T, N, size].
         """
-        kept = (~fresh).to(x.dtype).unsqueeze(-1)
-        outputs, states = [], []
-        for x_t, kept_t in zip(x.unbind(0), kept.unbind(0), strict=True):
-            hidden, cell = (state * kept_t).chunk(2, dim=-1)
-            hidden, cell = self.cell(x_t, (hidden, cell))
-            state = torch.cat([hidden, cell], dim=-1)
-            outputs.append(hidden)
-            states.append(state)
-        return torch.stack(outputs), torch.stack(states)
+        steps, games, _ = x.shape
+        begins = fresh.t().clone()
+        begins[:, 0] = True
+        sequence = begins.flatten().cumsum(0) - 1  # of each cell, game after game
+        starts = begins.flatten().nonzero().squeeze(-1)
+        position = torch.arange(steps * games, device=x.device) - starts[sequence]
+        longest, count = int(position.max()) + 1, len(starts)
+        if longest * count > FILLING * steps * games:
+            return self._step_by_step(x, fresh, state)
+        side_by_side = x.new_zeros((longest, count, x.shape[-1]))
+        side_by_side[position, sequence] = x.transpose(0, 1).flatten(0, 1)
+        before = x.new_zeros((count, 2 * self.size))
+        before[sequence[::steps]] = torch.where(fresh[0].unsqueeze(-1), 0.0, state)
+        hidden, cell = before.unsqueeze(0).chunk(2, dim=-1)
+        weights = [self.cell.weight_ih, self.cell.weight_hh, self.cell.bias_ih, self.cell.bias_hh]
+        outputs, _, _ = torch.lstm(side_by_side, (hidden.contiguous(), cell.contiguous()), weights, True, 1, 0.0, True, False, False)
+        return outputs[position, sequence].view(games, steps, self.size).transpose(0, 1)
+
+    def _step_by_step(self, x: Tensor, fresh: Tensor, state: Tensor) -> Tensor:
+        outputs = []
+        for x_t, fresh_t in zip(x.unbind(0), fresh.unbind(0), strict=True):
+            state = self.step(x_t, fresh_t, state)
+            outputs.append(state[:, : self.size])
+        return torch.stack(outputs)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -73,12 +73,12 @@ class Output(NamedTuple):
     values: Tensor  # f32[B]
 
 
-class Unrolled(NamedTuple):
-    """What an ``ActorCritic`` with a memory makes of T observations of N games."""
+class Step(NamedTuple):
+    """What an ``ActorCritic`` with a memory makes of one observation of N games."""
 
-    policy: Tensor  # f32[T * N, P]
-    values: Tensor  # f32[T * N]
-    states: Tensor  # f32[T, N, S], after each observation
+    policy: Tensor  # f32[N, P]
+    values: Tensor  # f32[N]
+    state: Tensor  # f32[N, S], remembered from now on
 
 
 class ActorCritic(Network):
@@ -125,23 +125,32 @@ class ActorCritic(Network):
         values: Tensor = self.value((self.trunk if self.critic is None else self.critic)(x))
         return values.squeeze(-1)
 
-    def unroll(self, observations: Tensor, fresh: Tensor, state: Tensor) -> Unrolled:
-        """Goes through T observations of N games, with a memory.
+    def step(self, observation: Tensor, fresh: Tensor, state: Tensor) -> Step:
+        """One observation of N games, with a memory.
+
+        Args:
+            observation: [N, ...].
+            fresh: bool[N], this observation is the first of a game: what was before is forgotten.
+            state: f32[N, S], what is remembered from before.
+        """
+        x = self.inputs(observation)
+        states = [core.step(tower(x), fresh, part) for core, tower, part in self._memories(state)]
+        features = [after.chunk(2, dim=-1)[0] for after in states]
+        return Step(self._policy(features[0]), self.value(features[-1]).squeeze(-1), torch.cat(states, dim=-1))
+
+    def unroll(self, observations: Tensor, fresh: Tensor, state: Tensor) -> Output:
+        """What ``step`` says of T observations of N games, one after the other.
 
         Args:
             observations: [T, N, ...].
-            fresh: bool[T, N], this observation is the first of a game: what was before is forgotten.
-            state: f32[N, S], what is remembered from before.
+            fresh: bool[T, N].
+            state: f32[N, S], what is remembered from before the first.
+        Returns:
+            of T * N observations.
         """
         x = self.inputs(observations.flatten(0, 1))
-        towers = [self.trunk] if self.critic is None else [self.trunk, self.critic]
-        states = state.chunk(len(self._cores), dim=-1)
-        through = [
-            core(tower(x).unflatten(0, fresh.shape), fresh, part) for core, tower, part in zip(self._cores, towers, states, strict=True)
-        ]
-        features = [output.flatten(0, 1) for output, _ in through]
-        values: Tensor = self.value(features[-1])
-        return Unrolled(self._policy(features[0]), values.squeeze(-1), torch.cat([after for _, after in through], dim=-1))
+        features = [core(tower(x).unflatten(0, fresh.shape), fresh, part).flatten(0, 1) for core, tower, part in self._memories(state)]
+        return Output(self._policy(features[0]), self.value(features[-1]).squeeze(-1))
 
     def describe(self) -> str:
         twice = "" if self.critic is None else "2 x "
@@ -149,6 +158,11 @@ class ActorCritic(Network):
         return (
             f"{self.inputs.describe()}{self.trunk.name} {twice}{self.trunk.layers()}{core}, policy {self.distribution.describe()}, value 1"
         )
+
+    def _memories(self, state: Tensor) -> Iterator[tuple[LSTM, Trunk, Tensor]]:
+        """Each core with the trunk before it and its part of the state."""
+        towers = [self.trunk] if self.critic is None else [self.trunk, self.critic]
+        return zip(self._cores, towers, state.chunk(len(self._cores), dim=-1), strict=True)
 
     def _policy(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy(features)

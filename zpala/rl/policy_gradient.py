@@ -108,8 +108,8 @@ class PolicyGradient(Algorithm):
         if self.network.state_size:
             if self._remembered is None or len(self._remembered) != len(begins):
                 self._remembered = torch.zeros((len(begins), self.network.state_size), device=self.device)
-            unrolled = self.network.unroll(observations.unsqueeze(0), self._move(begins).unsqueeze(0), self._remembered)
-            outputs, self._remembered = unrolled.policy.cpu(), unrolled.states[-1]
+            step = self.network.step(observations, self._move(begins), self._remembered)
+            outputs, self._remembered = step.policy.cpu(), step.state
         else:
             outputs = self.network.policies(observations).cpu()
         if sampler is None:
@@ -146,9 +146,9 @@ class PolicyGradient(Algorithm):
         # there. A reset step is followed by the first observation of a game, too. In a new slab every game has just ended.
         ended = rollout.terminated[t - 1, start:stop] | rollout.truncated[t - 1, start:stop] | ~rollout.valid[t - 1, start:stop]
         self._fresh[t, start:stop] = ended
-        unrolled = self._actor.unroll(observation.unsqueeze(0), self._fresh[t : t + 1, start:stop], self._state[start:stop])
-        self._state[start:stop] = rollout.extra[STATES][t, start:stop] = unrolled.states[0]
-        return Output(unrolled.policy, unrolled.values)
+        step = self._actor.step(observation, self._fresh[t, start:stop], self._state[start:stop])
+        self._state[start:stop] = rollout.extra[STATES][t, start:stop] = step.state
+        return Output(step.policy, step.values)
 
     def _draw(self, outputs: Tensor, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
         """One draw of the policy for each row of ``outputs`` f32[stop - start, P]."""
@@ -184,8 +184,7 @@ class PolicyGradient(Algorithm):
         """What the network says of the whole rollout, f32[T * N, P] and f32[T * N]."""
         if not self.network.state_size:
             return cast(Output, self.network(batch.observations.flatten(0, 1)))
-        unrolled = self.network.unroll(batch.observations, self._fresh, self._first_state)
-        return Output(unrolled.policy, unrolled.values)
+        return self.network.unroll(batch.observations, self._fresh, self._first_state)
 
     def _evaluate(self, outputs: Tensor, batch: Batch) -> Evaluated:
         """Log-probabilities of what was drawn, and entropies, f32[T * N] each, from policy outputs f32[T * N, P]."""
@@ -215,8 +214,8 @@ class PolicyGradient(Algorithm):
         """V f32[B] of observations [B, ...], seen in ``states`` f32[B, S] by a network with a memory."""
         if states is None:
             return self.network.values(observations)
-        fresh = torch.zeros((1, len(observations)), dtype=torch.bool, device=self.device)
-        return self.network.unroll(observations.unsqueeze(0), fresh, states).values
+        fresh = torch.zeros(len(observations), dtype=torch.bool, device=self.device)
+        return self.network.step(observations, fresh, states).values
 
     def _state_behind(self, rollout: Rollout) -> Tensor:
         """What is remembered when observation T comes: 0 where a game begins with it (its value is not used then)."""

@@ -216,5 +216,5 @@ class PPO(PolicyGradient):
         for columns in order.tensor_split(min(parts, envs)):
             learnt = batch.valid[:, columns].flatten().nonzero().squeeze(-1)
             if len(learnt):
-                unrolled = self.network.unroll(batch.observations[:, columns], self._fresh[:, columns], self._first_state[columns])
-                yield cells[:, columns].flatten()[learnt], Output(unrolled.policy[learnt], unrolled.values[learnt])
+                outputs, values = self.network.unroll(batch.observations[:, columns], self._fresh[:, columns], self._first_state[columns])
+                yield cells[:, columns].flatten()[learnt], Output(outputs[learnt], values[learnt])
