@@ -69,10 +69,14 @@ def preset(name: str, budget: int | None = None, sb3: str | None = None) -> Vari
     return Variant(("--preset", name), budget, sb3=sb3)
 
 
-# rl-baselines3-zoo's CartPoleNoVel-v1 (hyperparams/ppo_lstm.yml) has the values of its CartPole-v1, normalised, with 64 units.
+# What is hidden shows after some steps only: longer rollouts and horizons than the preset's, with which one seed had a return of 164.
 # Positions are small numbers (angles of some hundredths): without their statistics little is learnt.
-MASKED = ("--preset", "ppo-cartpole", "--env", str(HERE / "masked_cartpole.py:make"), "--set", "network.normalize_observations=true")
-MEMORY = (*MASKED, "--set", "network.separate_critic=true", "--set", "network.core_size=64")
+LONGER = ("algorithm.num_steps=64", "algorithm.gamma=0.99", "algorithm.gae_lambda=0.95", "ppo.epochs=10")
+NETWORK = ("network.normalize_observations=true", "network.separate_critic=true", "network.core_size=64")
+MASKED = (
+    *("--preset", "ppo-cartpole", "--env", str(HERE / "masked_cartpole.py:make")),
+    *(word for setting in (*LONGER, *NETWORK) for word in ("--set", setting)),
+)
 TASKS: Mapping[str, Task] = {
     "cartpole": Task(
         "CartPole-v1",
@@ -108,12 +112,12 @@ TASKS: Mapping[str, Task] = {
     "masked_cartpole": Task(
         "CartPole-v1 without velocities",
         400.0,
-        budget=500_000,
+        budget=300_000,
         nodes=2,
         seeds=3,
         variants={
-            "lstm": Variant((*MEMORY, "--set", 'network.core="lstm"')),
-            "mlp": Variant((*MEMORY, "--set", 'network.core="none"'), solves=False),
+            "lstm": Variant((*MASKED, "--set", 'network.core="lstm"')),
+            "mlp": Variant((*MASKED, "--set", 'network.core="none"'), solves=False),
         },
     ),
 }
