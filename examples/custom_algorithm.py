@@ -63,7 +63,7 @@ class Reinforce(Algorithm):
         for t in reversed(range(rollout.num_steps)):
             goes_on = ~(rollout.terminated[t] | rollout.truncated[t])
             later = followed[t] = rollout.rewards[t] + self.settings.gamma * goes_on * later
-        if self.settings.baseline:
+        if self.settings.baseline and rollout.num_envs > 1:
             followed -= (followed * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1e-9)
 
         outputs = self.network.policies(rollout.observations[:-1].flatten(0, 1).to(self.device))

@@ -338,5 +338,6 @@ def test_automatic_settings_depend_on_the_algorithm() -> None:
         name: load_config(None, {"algorithm.name": name}, {}).algorithm_values()["normalize_advantage"] for name in ("a2c", "ppo")
     }
     assert normalized == {"a2c": False, "ppo": True}
+    assert "normalize_advantage" not in load_config(None, {"algorithm.name": "mine.py:Mine"}, {}).algorithm_values()  # its own default
     assert load_config(None, {}, {}).algorithm_values(keeps_graph=True)["reuse_graph"] is True
     assert "epochs" not in load_config(None, {}, {}).algorithm_values()

@@ -364,7 +364,10 @@ class Config(Section):
         if self.algorithm.name in SECTIONS:
             values |= getattr(self, self.algorithm.name).model_dump()
         if self.algorithm.normalize_advantage == "auto":
-            values["normalize_advantage"] = self.algorithm.name == "ppo"
+            if self.algorithm.name in ALGORITHM_NAMES:
+                values["normalize_advantage"] = self.algorithm.name == "ppo"
+            else:
+                del values["normalize_advantage"]  # its own default
         if self.algorithm.reuse_graph == "auto":
             values["reuse_graph"] = keeps_graph
         return values

@@ -94,6 +94,30 @@ def test_a_loss_that_is_not_finite_is_told_and_not_applied(name: str) -> None:
     assert agent.optimizer.steps == 0
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "dqn"])
+def test_a_rollout_of_reset_steps_alone_changes_nothing(name: str) -> None:
+    """Though the optimiser's momentum would move on with a gradient of 0. (dqn learns from its replay whatever has come.)"""
+    environments = make_environments("tests.rl.scripted:make_vector", 4, seeds=list(range(4)))
+    agent = build(name, environments)
+    rollout = Rollout(environments.spec, 9, 4, extra=agent.per_step())
+    environments.reset(rollout.observation(0, 0, 4))
+    found = []
+    for valid in (True, False):
+        agent.begin(rollout, 0.0)
+        for t in range(9):
+            rollout.set_actions(t, 0, 4, agent.act(rollout, t, 0, 4))
+            environments.step(rollout.action(t, 0, 4), rollout.row(t, 0, 4))
+        rollout.valid.logical_and_(torch.tensor(valid))
+        before = agent.flat.parameters.clone()
+        statistics = agent.update(rollout, 1e-2, 0.0)
+        assert statistics.finite
+        assert torch.equal(agent.flat.parameters, before) is not valid
+        found.append((agent.optimizer.steps, list(statistics.named)))
+        rollout.carry()
+    assert found[0] == found[1]
+    environments.close()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_reset_steps_teach_nothing(name: str) -> None:
     """A vector environment that resets in a step of its own: whatever stands in those steps, the parameters become the same."""

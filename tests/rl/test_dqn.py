@@ -185,17 +185,33 @@ def test_epsilon_is_one_number_that_falls() -> None:
 
 
 def test_a_bad_batch_ends_the_update() -> None:
-    agent = q_agent(DQN, DQNSettings(learning_starts=0, train_frequency=1.0, capacity=1000, batch_size=1, prioritized=True))
+    agent = q_agent(DQN, DQNSettings(learning_starts=0, train_frequency=1.0, capacity=1000, batch_size=1, prioritized=True, loss="squared"))
     rollout = filled(agent, 2)
     steps, parameters = agent.optimizer.steps, agent.flat.parameters.clone()
     rollout = going_on(agent, rollout, 9)
     rollout.valid.fill_(True)
-    rollout.rewards[3:, :2] = float("nan")
+    rollout.rewards[3:, :2] = 1e30  # its square is not finite
     statistics = agent.update(rollout, 1e-3, 0.0)
     assert not statistics.finite
     assert 0 < agent.optimizer.steps - steps < 24  # what came before it was made, and nothing after it
     assert agent.flat.parameters.isfinite().all()
     assert not torch.equal(parameters, agent.flat.parameters)
+
+
+@pytest.mark.parametrize("what", ["rewards", "observations"])
+def test_what_is_not_finite_never_comes_into_the_replay(what: str) -> None:
+    """Drawn thousands of steps later nobody could tell whence it came."""
+    agent = q_agent(DQN, DQNSettings(capacity=100, learning_starts=10_000))
+    before = filled(agent)
+    assert agent.replay is not None
+    stored = len(agent.replay)
+    rollout = going_on(agent, before, 7)
+    rollout.valid.fill_(True)
+    getattr(rollout, what)[2, 1] = float("inf")
+    assert not agent.update(rollout, 1e-2, 0.0).finite
+    assert len(agent.replay) == stored
+    rollout.valid[2, 1] = what != "rewards"  # the reward of a step that only resets is nobody's
+    assert agent.update(rollout, 1e-2, 0.0).finite is (what == "rewards")
 
 
 def test_another_state_is_adopted_the_replay_stays() -> None:

@@ -52,6 +52,35 @@ def test_what_never_varies_becomes_nothing() -> None:
     assert normalizer(torch.tensor([[5.0, 8.0, 0.0]])).isfinite().all()
 
 
+def test_small_numbers_that_vary_are_seen() -> None:
+    x = torch.rand(5000, 1, generator=torch.Generator().manual_seed(1)) * 2e-3
+    normalizer = Normalizer(1)
+    normalizer.observe(x, torch.ones(5000, dtype=torch.bool))
+    normalised = normalizer(x)
+    assert normalised.mean().abs() < 1e-2
+    expected = x.double().std() / (x.double().var() + 1e-8).sqrt()  # as stable-baselines3: what is below 1e-4 is not blown up
+    assert normalised.std() == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_one_observation_at_a_time_counts_as_much_as_many() -> None:
+    """After a million observations, too, where one adds less to a sum of float32 than that resolves."""
+    normalizer = Normalizer(1)
+    with torch.no_grad():
+        normalizer.weight.fill_(1.0)
+        normalizer.total.fill_(0.9)
+        normalizer.squares.fill_(0.9**2 + 0.025**2)
+    normalizer._folded = 1_000_000
+    sums = np.array([1.0, 0.9, 0.9**2 + 0.025**2])
+    x = 0.8 + 0.025 * np.random.default_rng(1).standard_normal(40_000).astype(np.float32)
+    one = torch.ones(1, dtype=torch.bool)
+    for value in x:
+        sums = sums * np.exp(-1 / HORIZON) + (1 - np.exp(-1 / HORIZON)) * np.array([1.0, value, float(value) ** 2])
+        normalizer.observe(torch.tensor([[float(value)]]), one)
+    mean, scale = normalizer.statistics()
+    assert mean.item() == pytest.approx(sums[1] / sums[0], abs=2e-5)
+    assert 1 / scale.item() == pytest.approx(np.sqrt(sums[2] / sums[0] - (sums[1] / sums[0]) ** 2), rel=1e-2)
+
+
 def test_old_observations_fade() -> None:
     normalizer = Normalizer(1)
     everything = torch.ones(200_000, dtype=torch.bool)

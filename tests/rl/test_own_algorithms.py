@@ -177,6 +177,42 @@ def test_settings_that_are_unknown_missing_or_wrong_are_refused(args: dict[str, 
     assert words.replace("FILE", str(tmp_path / "mine.py")) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("hint", "given", "value"),
+    [
+        ("Path", "weights/a.pt", Path("weights/a.pt")),
+        ("tuple[int, ...] | None", [3, 4], (3, 4)),
+        ("Color", "red", "Color.RED"),
+        ("float", 1, 1.0),
+    ],
+)
+def test_settings_may_be_of_any_type_that_can_be_written(hint: str, given: object, value: object, tmp_path: Path) -> None:
+    text = f"""
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from zpala.rl.a2c import A2C
+
+class Color(Enum):
+    RED = "red"
+
+@dataclass(frozen=True)
+class MineSettings:
+    setting: {hint}
+
+class Mine(A2C):
+    Settings = MineSettings
+"""
+    found = fill(tmp_path, text, {"setting": given}).setting  # type: ignore[attr-defined]
+    assert (str(found) if hint == "Color" else found) == value
+
+
+def test_a_type_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    text = NEEDS.replace("depth: int", "depth: torch.device").replace("from dataclasses", "import torch\nfrom dataclasses")
+    with pytest.raises(AlgorithmError, match=r"algorithm\.args\.depth: a <class 'torch\.device'> cannot be given by a run file"):
+        fill(tmp_path, text, {"depth": "cpu"}, gamma=0.5, num_steps=7)
+
+
 def test_zpalas_own_algorithms_take_no_setting_from_the_table() -> None:
     values: dict[str, object] = {"gamma": 0.5, "epochs": 3}
     with pytest.raises(AlgorithmError, match=r"algorithm\.args\.epochs: the run file has a field of its own"):

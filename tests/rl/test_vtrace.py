@@ -135,6 +135,14 @@ def test_it_acts_with_the_parameters_of_so_many_updates_ago(lag: int) -> None:
         else:
             assert statistics.named["rho"] < 0.999
             assert statistics.named["clip_fraction"] > 0.0
+    if lag == 3:
+        given_up = agent_of(VTrace, VTraceSettings(lag=lag), spec(num_actions=4))
+        for update in range(3):
+            noisy_rollout(given_up, 5, 4, spec(num_actions=4), seed=update)
+        given_up.flat.parameters.copy_(agent.flat.parameters)
+        given_up.adopted()
+        noisy_rollout(given_up, 5, 4, spec(num_actions=4))
+        assert [torch.equal(vector, agent.flat.parameters) for vector in given_up._older] == [True]
     state = {name: tensor.clone() for name, tensor in agent.local_state().items()}
     assert len(state) == 1 + (lag + 1 if lag else 0)
     other = agent_of(VTrace, VTraceSettings(lag=lag), spec(num_actions=4), optimizer="adam")

@@ -24,11 +24,12 @@ import math
 import random
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -140,6 +141,7 @@ class Result:
     solved: bool
     good: bool
     problem: str = ""
+    commit: str = ""
     kind: str = field(default="result")
 
     @property
@@ -156,6 +158,16 @@ class Result:
         return f"| {self.task} | {self.algorithm} | {self.seed} | {self.worst:.1f} | {best:.1f} {end}"
 
 
+def source_commit() -> str:
+    """Of the checkout that is played, with "-dirty" when something in it is not committed; "" without git."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
 def judge(task: Task, variant: Variant, returns: Mapping[str, float]) -> tuple[bool, bool]:
     """(solved, ended as it must)."""
     if not returns:
@@ -168,7 +180,7 @@ class Book:
     """The file of results; without one they are only kept here."""
 
     def __init__(self, path: Path | None, resume: bool) -> None:
-        self.path = path
+        self.path, self.commit = path, source_commit()
         self.results: dict[tuple[object, ...], Result] = {}
         self.seeds: dict[str, list[int]] = {}  # of the tasks, as last drawn
         if path is not None and resume and path.exists():
@@ -199,6 +211,7 @@ class Book:
         return seeds[:count]
 
     def add(self, result: Result) -> None:
+        result = replace(result, commit=self.commit)
         self.results[result.key] = result
         self._write(asdict(result))
 

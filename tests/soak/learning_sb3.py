@@ -109,9 +109,11 @@ def main() -> None:
     began = time.monotonic()
     games = make_vec_env(asked["environment"], n_envs=EVALUATION_ENVIRONMENTS, seed=(asked["seed"] + EVALUATION_SEED) % 2**31)
     if normalize:
+        assert isinstance(environments, VecNormalize)
         statistics = environments.obs_rms
         games = VecNormalize(games, training=False, norm_reward=False)
         games.obs_rms = statistics
+    returns: Any
     returns, _ = evaluate_policy(model, games, n_eval_episodes=asked["games"], deterministic=True, return_episode_rewards=True)
     evaluation_s = time.monotonic() - began
     said = {"mean": sum(returns) / len(returns), "env_steps": model.num_timesteps, "evaluation_s": evaluation_s}

@@ -39,6 +39,7 @@ from zpala.gossip.exchange_state import TRANSITIONS, Ending, Exchange, State, St
 from zpala.gossip.membership import Member
 from zpala.gossip.messages import Abort, Accept, Busy, Data, ExchangeId, Fetch, Offer, Ok
 from zpala.gossip.mixing import Guard
+from zpala.gossip.schema import Schema
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.shadow import Shadow
 
@@ -81,7 +82,7 @@ class Exchanges:
         self,
         *,
         line: int,
-        nbytes: int,
+        schema: Schema,
         pool: BufferPool,
         shadow: Shadow,
         guard: Guard,
@@ -94,7 +95,7 @@ class Exchanges:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.last_distance = 0.0
         self._line = line
-        self._nbytes = nbytes
+        self._nbytes = schema.nbytes
         self._pool = pool
         self._shadow = shadow
         self._settings = settings
@@ -102,7 +103,7 @@ class Exchanges:
         self._ended = ended
         self._number = 0
         self._sender = Sender(outbox)
-        self._snapshots = Snapshots(nbytes, pool, shadow, guard, settings.mixing_weight)
+        self._snapshots = Snapshots(schema, pool, shadow, guard, settings.mixing_weight)
         self._outcomes = Outcomes(settings.keep_s)
         self._durations: deque[float] = deque(maxlen=DURATIONS)
         self._median_s = FIRST_DURATION_S

@@ -11,15 +11,16 @@ import math
 from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange_state import Exchange
 from zpala.gossip.messages import SnapshotDescription
-from zpala.gossip.mixing import Guard, checksum, delta_into, relative_distance, square_norm
+from zpala.gossip.mixing import Guard, Vector, checksum, delta_into, relative_distance, square_norm
+from zpala.gossip.schema import Schema
 from zpala.gossip.shadow import Shadow
 
 
 class Snapshots:
-    """``nbytes``: of every vector; ``guard``: what a peer's must satisfy; ``mixing_weight``: w of the delta."""
+    """``schema``: of every vector; ``guard``: what a peer's must satisfy; ``mixing_weight``: w of the delta."""
 
-    def __init__(self, nbytes: int, pool: BufferPool, shadow: Shadow, guard: Guard, mixing_weight: float) -> None:
-        self._nbytes = nbytes
+    def __init__(self, schema: Schema, pool: BufferPool, shadow: Shadow, guard: Guard, mixing_weight: float) -> None:
+        self._nbytes, self._learnt_from = schema.nbytes, schema.learnt_from
         self._pool = pool
         self._shadow = shadow
         self._guard = guard
@@ -35,9 +36,9 @@ class Snapshots:
         """Of a buffer just frozen. The shadow is often frozen again unchanged (after BUSY), so the last description is kept."""
         revision, described = self._described
         if revision != self._shadow.revision:
-            norm = square_norm(self._pool[frozen])
+            norm, statistics = self._square_norms(self._pool[frozen])
             described = None
-            if math.isfinite(norm):
+            if math.isfinite(norm + statistics):
                 described = SnapshotDescription(
                     version=self._shadow.version, nbytes=self._nbytes, checksum=checksum(self._pool[frozen]), square_norm=norm
                 )
@@ -51,8 +52,16 @@ class Snapshots:
             return "size"
         if checksum(peer) != theirs.checksum:
             return "checksum"
-        norm = square_norm(peer)
-        square_distance = delta_into(peer, own, self._mixing_weight, out=peer)
+        k = self._learnt_from
+        norm, statistics = self._square_norms(peer)
+        delta_into(peer[:k], own[:k], self._mixing_weight, out=peer[:k])
+        square_distance = delta_into(peer[k:], own[k:], self._mixing_weight, out=peer[k:])
         exchange.distance = relative_distance(exchange.mine.square_norm, norm, square_distance)
         exchange.peer_version = theirs.version
+        if not math.isfinite(statistics):
+            return "nonfinite"
         return self._guard.verdict(exchange.mine.square_norm, norm, square_distance)
+
+    def _square_norms(self, vector: Vector) -> tuple[float, float]:
+        """Of the parameters, and of the running statistics before them."""
+        return square_norm(vector[self._learnt_from :]), square_norm(vector[: self._learnt_from])

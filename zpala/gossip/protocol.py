@@ -191,7 +191,7 @@ class Protocol:
         self._shadow = Shadow(shadow, self._pool)
         self._exchanges = Exchanges(
             line=line,
-            nbytes=schema.nbytes,
+            schema=schema,
             pool=self._pool,
             shadow=self._shadow,
             guard=Guard(settings.max_norm_ratio, math.inf if settings.on_diverged == "average" else settings.max_distance),

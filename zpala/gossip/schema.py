@@ -47,6 +47,8 @@ class Schema:
     Args:
         entries: at least one.
         numel: length of the vector in elements, padding included, a multiple of 16.
+        learnt_from: the offset of an entry, or ``numel``. What lies before it are running statistics, averaged like everything else but of
+            another size than parameters: they count neither for norms nor for distances. It follows from the names.
 
     Raises:
         SchemaError: an entry or ``numel`` breaks the rules above.
@@ -54,6 +56,7 @@ class Schema:
 
     entries: tuple[TensorEntry, ...]
     numel: int
+    learnt_from: int = 0
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -69,6 +72,8 @@ class Schema:
             end = entry.offset + entry.size
         if self.numel < end or self.numel % ALIGNMENT_ELEMENTS:
             raise SchemaError(f"numel {self.numel} must be a multiple of {ALIGNMENT_ELEMENTS} and at least {end}")
+        if self.learnt_from not in (0, self.numel, *(entry.offset for entry in self.entries)):
+            raise SchemaError(f"learnt_from {self.learnt_from} is where no tensor starts")
 
     @property
     def nbytes(self) -> int:

@@ -94,7 +94,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
     except AlgorithmError as error:
         raise UsageError(f"algorithm: {error}.") from error
     weights = Weights(flat.parameters, optimizer.state)
-    schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel)
+    schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel, flat.learnt_from)
     return Parts(algorithm, flat, weights, schema, network.describe())
 
 

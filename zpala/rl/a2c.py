@@ -19,6 +19,8 @@ from zpala.rl.policies import Evaluated
 from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.rollout import Rollout
 
+STATISTICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
+
 
 @dataclass(frozen=True, slots=True)
 class A2CSettings(PolicyGradientSettings):
@@ -113,6 +115,9 @@ class A2C(PolicyGradient):
         ``value_loss`` is the mean squared error, ``grad_norm`` the L2 norm before clipping.
         """
         settings = self.settings
+        if not rollout.valid.any():
+            self._outputs.clear()
+            return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
         batch = self._batch(rollout)
         outputs, values = self._collect(batch.rewards.numel()) if settings.reuse_graph else self._forward(batch)
         returns = self._returns(batch, values.detach().view_as(batch.rewards)).flatten()
@@ -127,20 +132,11 @@ class A2C(PolicyGradient):
             normalize_advantage=settings.normalize_advantage,
         )
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid))
-        finite, grad_norm, (policy, value, entropy, explained) = self._descend(loss.total, learning_rate, numbers)
+        finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
         self._outputs.clear()
         if finite:
             self._observe(batch)
-        return Statistics(
-            finite,
-            {
-                "policy_loss": policy,
-                "value_loss": value,
-                "entropy": entropy,
-                "explained_variance": explained,
-                "grad_norm": grad_norm,
-            },
-        )
+        return Statistics(finite, dict(zip(STATISTICS, (*floats, grad_norm), strict=True)))
 
     def _collect(self, cells: int) -> Output:
         """What acting computed, in the order [T, N] flattened."""

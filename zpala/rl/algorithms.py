@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, get_origin, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from zpala.rl.a2c import A2C
 from zpala.rl.algorithm import Algorithm
@@ -139,10 +140,11 @@ def _hints(kind: type[Algorithm]) -> dict[str, Any]:
 
 
 def _of_type(hint: Any, arg: str, value: object) -> object:
-    if get_origin(hint) is tuple and isinstance(value, list):
-        value = tuple(value)  # TOML has lists only
+    # As JSON, whose strict rules know that a tuple is written as a list, a path as a string and 1.0 as 1; as TOML has it, too.
     try:
-        checked: object = TypeAdapter(hint).validate_python(value, strict=True)
+        checked: object = TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+    except PydanticUserError as error:
+        raise AlgorithmError(f"algorithm.args.{arg}: a {hint} cannot be given by a run file: {error.message.splitlines()[0]}") from None
     except ValidationError as error:
         expected = getattr(hint, "__name__", None) if get_origin(hint) is None else None
         raise AlgorithmError(

@@ -30,10 +30,10 @@ class DQNSettings(QLearningSettings):
 
     Attributes:
         final_epsilon: what epsilon falls to, in all environments.
-        capacity: env_steps that the node's replay holds.
+        capacity: steps of the environments that the node's replay holds, those that only reset one among them.
         batch_size: transitions of one optimiser step.
         train_frequency: env_steps of the node for one optimiser step.
-        learning_starts: no optimiser step before the node's replay holds so many env_steps.
+        learning_starts: no optimiser step before so many env_steps have been stored.
         n_steps: a target sums the discounted rewards of so many steps, clipped one by one, before it takes the target network's value;
             fewer where the game ended or the replay's newest step is reached.
         prioritized: transitions are drawn in proportion to |error| ** priority_exponent, and weigh in the loss (size P) ** -beta;
@@ -94,9 +94,10 @@ class DQN(QLearning):
         ones where there is no step; ``epsilon`` is that of the rollout, ``replay_fill`` the share of the replay that can be drawn from.
         """
         settings, replay = self.settings, self._replay_for(rollout)
+        if not _finite(rollout):  # here and now: when it is drawn one day, nobody knows any more where it came from
+            return self._statistics(False, replay)
         replay.add(rollout)
         self._env_steps += (env_steps := rollout.valid_steps())
-        self.network.observe(self._move(rollout.observations[:-1].flatten(0, 1)), self._move(rollout.valid.flatten()))
         finite, steps = True, 0
         if self._env_steps >= settings.learning_starts and len(replay) > 0:
             self._owed += env_steps / settings.train_frequency
@@ -108,9 +109,10 @@ class DQN(QLearning):
                 self._means = [total / step for total in sums]
                 if not finite:
                     break
-        td_loss, grad_norm, mean_q = self._means
-        shown = {"td_loss": td_loss, "mean_q": mean_q, "epsilon": self.exploration.mean_epsilon, "grad_norm": grad_norm}
-        return Statistics(finite, {**shown, "replay_fill": len(replay) / replay.capacity})
+        if finite and self.network.inputs.normalizer is not None:
+            # Not in the background: the slab's first row is written again when this returns.
+            self.network.observe(rollout.observations[:-1].flatten(0, 1).to(self.device), rollout.valid.flatten().to(self.device))
+        return self._statistics(finite, replay)
 
     def local_state(self) -> Mapping[str, Tensor]:
         """The two random streams and the target network; not the replay."""
@@ -119,6 +121,11 @@ class DQN(QLearning):
     def load_local_state(self, state: Mapping[str, Tensor]) -> None:
         super().load_local_state(state)
         self._draws.set_state(state["draws"])
+
+    def _statistics(self, finite: bool, replay: Replay) -> Statistics:
+        td_loss, grad_norm, mean_q = self._means
+        shown = {"td_loss": td_loss, "mean_q": mean_q, "epsilon": self.exploration.mean_epsilon, "grad_norm": grad_norm}
+        return Statistics(finite, {**shown, "replay_fill": len(replay) / replay.capacity})
 
     def _replay_for(self, rollout: Rollout) -> Replay:
         if self.replay is None:
@@ -148,6 +155,13 @@ class DQN(QLearning):
         if finite and settings.prioritized:
             replay.update_priorities(batch.indices, targets - chosen.detach())
         return finite, numbers
+
+
+def _finite(rollout: Rollout) -> bool:
+    """Rewards that count, and observations of numbers."""
+    observations = rollout.observations
+    numbers = not observations.is_floating_point() or bool(observations.isfinite().all())
+    return numbers and bool(torch.where(rollout.valid, rollout.rewards, 0.0).isfinite().all())
 
 
 def _exponent(settings: DQNSettings) -> float:

@@ -36,6 +36,7 @@ class FlatParameters:
         parameters, gradients: f32[numel].
         entries: one per parameter, in order.
         numel: length of both vectors, padding included, a multiple of 16.
+        learnt_from: where the first parameter that takes a gradient starts; running statistics lie before it.
     Raises:
         TypeError: a parameter is not float32.
         ValueError: two names share one parameter, or there is none.
@@ -54,6 +55,8 @@ class FlatParameters:
             offset += _padded(parameter.numel())
         self.entries = tuple(entries)
         self.numel = offset
+        learnt = (entry.offset for entry, (_, parameter) in zip(entries, named, strict=True) if parameter.requires_grad)
+        self.learnt_from = next(learnt, offset)
         self.parameters = torch.zeros(offset, dtype=torch.float32, device=device)
         self.gradients = torch.zeros(offset, dtype=torch.float32, device=device)
         self._members: list[nn.Parameter] = []

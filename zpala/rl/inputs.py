@@ -19,6 +19,8 @@ from zpala.rl.observations import ObservationPart
 HORIZON = 1_000_000.0  # observations of one node after which an old one weighs 1 / e
 CLIP = 10.0
 EPSILON = 1e-8
+FOLD = 10_000  # observations
+STATISTICS = "inputs.normalizer."  # how the names of running statistics begin, among a network's parameters
 
 # What a trunk takes: one observation [B, ...], or of a packed row its vectors as one f32[B, D] and then its images u8[B, C, H, W].
 Prepared = Tensor | tuple[Tensor, ...]
@@ -29,10 +31,11 @@ class Normalizer(nn.Module):
 
     Owned here: ``weight``, ``total`` and ``squares``, the weighted sums of 1, x and x^2 over everything observed, divided by ``HORIZON``,
     so that they stay of the size of a parameter. An observation's weight is 1 when it is seen and falls by a factor of 1 - 1 / HORIZON with
-    every later one: no float32 stops counting, and a policy that finds new places is believed. Before the first observation x is x.
+    every later one: a policy that finds new places is believed. Before the first observation x is x.
 
-    The variance is a difference of two sums in float32: standard deviations below a thousandth of the mean are not resolved, and elements
-    without variance become 0.
+    The variance is a difference of two sums in float32: standard deviations below some thousandths of the mean are not resolved, and
+    elements without variance become 0. A small rollout would add to these sums less than they resolve, so what is observed is first
+    collected in float64, on the node, and added when it is a hundredth of what was before, or ``FOLD`` observations.
 
     Args:
         size: D, elements of an observation.
@@ -44,6 +47,9 @@ class Normalizer(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1), requires_grad=False)
         self.total = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.squares = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self._collected: Tensor  # f64[1 + 2 D], sums of 1, x and x^2
+        self.register_buffer("_collected", torch.zeros(1 + 2 * size, dtype=torch.float64), persistent=False)
+        self._waiting = self._folded = 0  # observations collected, and added
 
     def forward(self, x: Tensor) -> Tensor:
         """f32[B, D] -> f32[B, D]."""
@@ -56,19 +62,26 @@ class Normalizer(nn.Module):
         weight = torch.where(seen, self.weight, 1.0)
         mean, square = self.total / weight, self.squares / weight
         variance = square - mean.square()
-        varies = variance > 1e-6 * square + EPSILON
-        scale = torch.where(varies, variance.clamp(min=EPSILON).rsqrt(), 0.0)
+        varies = variance > 1e-6 * square
+        scale = torch.where(varies, (variance + EPSILON).rsqrt(), 0.0)
         return mean, torch.where(seen, scale, 1.0)
 
     @torch.no_grad()
     def observe(self, x: Tensor, valid: Tensor) -> None:
         """Counts ``x`` f32[B, D] where ``valid`` bool[B]."""
-        count = valid.sum().to(torch.float32)
+        x = torch.where(valid.unsqueeze(-1), x, 0.0).double()
+        self._collected += torch.cat([valid.sum().double().unsqueeze(0), x.sum(0), x.square().sum(0)])
+        self._waiting += len(valid)
+        if self._waiting < min(FOLD, self._folded // 100):
+            return
+        count = self._collected[0]
         kept = torch.exp(-count / HORIZON)
         share = torch.where(count > 0.0, (1.0 - kept) / count.clamp(min=1.0), 0.0)
-        x = torch.where(valid.unsqueeze(-1), x, 0.0)
-        for sums, added in ((self.weight, count), (self.total, x.sum(0)), (self.squares, x.square().sum(0))):
-            sums.mul_(kept).add_(share * added)
+        collected = torch.split(self._collected, [1, self.size, self.size])
+        for sums, added in zip((self.weight, self.total, self.squares), collected, strict=True):
+            sums.copy_(sums.double() * kept + share * added)
+        self._collected.zero_()
+        self._folded, self._waiting = self._folded + self._waiting, 0
 
 
 class Unpacking(nn.Module):

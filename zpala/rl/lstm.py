@@ -43,7 +43,8 @@ class LSTM(nn.Module):
         """T steps of N games: what ``step`` gives one after the other, by torch's kernel for whole sequences.
 
         Every stretch of a column between two beginnings is a sequence of its own. All are laid side by side and filled up to the longest;
-        where that would be much more than the T * N steps themselves, ``step`` is called T times.
+        where that would be much more than the T * N steps themselves, ``step`` is called T times. So it is on CUDA, where cuDNN's kernel
+        takes TF32 for float32: learning would see other outputs than acting did.
 
         Args:
             x: f32[T, N, inputs].
@@ -52,6 +53,8 @@ class LSTM(nn.Module):
         Returns:
             f32[T, N, size].
         """
+        if x.is_cuda:
+            return self._step_by_step(x, fresh, state)
         steps, games, _ = x.shape
         begins = fresh.t().clone()
         begins[:, 0] = True

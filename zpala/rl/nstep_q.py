@@ -61,6 +61,9 @@ class NStepQ(QLearning):
         ``td_loss`` is the mean loss and ``mean_q`` the mean value of the actions taken, over the valid steps; ``epsilon`` the mean over the
         environments; ``grad_norm`` the L2 norm before clipping.
         """
+        epsilon = self.exploration.mean_epsilon
+        if not rollout.valid.any():
+            return Statistics(True, {"td_loss": 0.0, "mean_q": 0.0, "epsilon": epsilon, "grad_norm": 0.0})
         observations = self._observations if self._observations is not None else rollout.observations
         actions, valid = self._move(rollout.actions).flatten(), self._move(rollout.valid).flatten()
         weights = valid.float()
@@ -73,7 +76,6 @@ class NStepQ(QLearning):
         finite, (td_loss, grad_norm, mean_q) = self._descend(loss, learning_rate, torch.dot(chosen, weights))
         if finite:
             self.network.observe(seen, valid)
-        epsilon = self.exploration.mean_epsilon
         return Statistics(finite, {"td_loss": td_loss, "mean_q": mean_q, "epsilon": epsilon, "grad_norm": grad_norm})
 
     @torch.no_grad()

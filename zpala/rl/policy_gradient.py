@@ -162,9 +162,8 @@ class PolicyGradient(Algorithm):
         observation = rollout.observations[t, start:stop]
         if self._observations is None:
             return observation
-        if kept:
-            return self._move(observation)
-        return self._observations[t, start:stop].copy_(observation, non_blocking=True)
+        moved = self._observations[t, start:stop].copy_(observation, non_blocking=True)
+        return moved.clone() if kept else moved
 
     # -- for subclasses: learning ------------------------------------------------------------------------------------------------------
 

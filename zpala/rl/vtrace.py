@@ -25,6 +25,8 @@ from zpala.rl.returns import Discounts
 from zpala.rl.rollout import PerStep, Rollout
 
 LOG_PROBABILITIES = "log_probabilities"
+ROUNDING = 1e-4  # a ratio of 1 may come out so much larger: batches of another size are summed in another order
+STATISTICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "rho", "clip_fraction", "grad_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ class VTrace(PolicyGradient):
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout. ``rho`` is the mean clipped ratio, ``clip_fraction`` how many ratios were above ``rho_clip``."""
         settings = self.settings
+        if not rollout.valid.any():
+            return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
         batch = self._batch(rollout)
         cells = batch.rewards.shape
         outputs, values = self._forward(batch)
@@ -157,13 +161,17 @@ class VTrace(PolicyGradient):
         ratios = log_ratios.exp()
         count = batch.valid.sum().clamp(min=1)
         rho = (ratios.clamp(max=settings.rho_clip) * batch.valid).sum() / count
-        clipped = ((ratios > settings.rho_clip) & batch.valid).sum() / count
+        clipped = ((ratios > settings.rho_clip * (1.0 + ROUNDING)) & batch.valid).sum() / count
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid), rho, clipped)
         finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
         if finite:
             self._observe(batch)
-        names = ("policy_loss", "value_loss", "entropy", "explained_variance", "rho", "clip_fraction", "grad_norm")
-        return Statistics(finite, dict(zip(names, (*floats, grad_norm), strict=True)))
+        return Statistics(finite, dict(zip(STATISTICS, (*floats, grad_norm), strict=True)))
+
+    def adopted(self) -> None:
+        """The older parameters were of a policy that has been given up."""
+        super().adopted()
+        self._older.clear()
 
     def local_state(self) -> Mapping[str, Tensor]:
         return {**super().local_state(), **{f"older.{age}": vector for age, vector in enumerate(self._older)}}

@@ -25,6 +25,7 @@ from zpala.rl.algorithm import Algorithm
 from zpala.rl.algorithms import AlgorithmError, build_algorithm, find_algorithm
 from zpala.rl.environments import EnvironmentSpec, Episode, environment_spec, make_environments
 from zpala.rl.flat import FlatParameters
+from zpala.rl.inputs import STATISTICS
 from zpala.rl.networks import build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.rollout import Rollout
@@ -135,9 +136,10 @@ def mean_parameters(checkpoints: Sequence[Checkpoint]) -> dict[str, NDArray[np.f
 
 
 def relative_distance(parameters: Parameters, mean: Parameters) -> float:
-    """||x - mean|| / ||mean|| over all parameters together, in double precision."""
-    difference = sum(float(np.sum(np.square(parameters[name].astype(np.float64) - mean[name]))) for name in mean)
-    norm = sum(float(np.sum(np.square(mean[name].astype(np.float64)))) for name in mean)
+    """||x - mean|| / ||mean|| over all parameters together, without running statistics, in double precision."""
+    names = [name for name in mean if not name.startswith(STATISTICS)]
+    difference = sum(float(np.sum(np.square(parameters[name].astype(np.float64) - mean[name]))) for name in names)
+    norm = sum(float(np.sum(np.square(mean[name].astype(np.float64)))) for name in names)
     return float(np.sqrt(difference / norm)) if norm > 0 else 0.0
 
 
