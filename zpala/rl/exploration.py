@@ -7,13 +7,15 @@ actions depend on how the environments are grouped.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 EVALUATION_EPSILON = 0.05  # of a policy that is sampled in evaluation (Mnih et al. 2015, table of hyper-parameters)
+
+# 2^64 / golden ratio: multiples of it, modulo 2^64, lie evenly spread however many there are (Knuth, volume 3, section 6.4).
+_FIBONACCI = 0x9E3779B97F4A7C15
 
 
 def check_epsilons(finals: Sequence[float], shares: Sequence[float]) -> None:
@@ -27,12 +29,12 @@ def check_epsilons(finals: Sequence[float], shares: Sequence[float]) -> None:
 def deal(finals: Sequence[float], shares: Sequence[float], num_envs: int, seed: int) -> list[float]:
     """The final epsilon of every environment [0, num_envs).
 
-    Of ``num_envs`` environments ``finals[k]`` gets ``shares[k] * num_envs``, rounded down or up by chance, so that it is right on average
-    over the nodes of a cluster, whose seeds differ. Systematic sampling: environment i has the quantile (i + u) / num_envs, one u in [0, 1)
-    from the seed.
+    Of ``num_envs`` environments ``finals[k]`` gets ``shares[k] * num_envs``, rounded down or up; over nodes with consecutive seeds
+    the roundings even out, over nodes with any seeds on average. Systematic sampling: environment i has the quantile (i + u) / num_envs,
+    one u in [0, 1) from the seed.
     """
     check_epsilons(finals, shares)
-    offset = random.Random(seed).random()
+    offset = (seed * _FIBONACCI % 2**64) / 2**64
     dealt = []
     for number in range(num_envs):
         quantile, k = (number + offset) / num_envs, 0
