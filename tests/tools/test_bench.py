@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import signal
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,8 +21,8 @@ from zpala.config import Config, ConfigError, load_config
 from zpala.exit_codes import ExitCode
 from zpala.tools import bench
 from zpala.tools.bench_node import NodeSpeed, alone, measured, summarise
-from zpala.tools.bench_report import Pair, orders
-from zpala.tools.bench_report import summarise as summarise_pairs
+from zpala.tools.bench_pairs import Pair, interval, orders
+from zpala.tools.bench_pairs import summarise as summarise_pairs
 from zpala.tools.bench_sb3 import Sb3Settings, Sb3Speed, Stopwatch
 from zpala.tools.child import Child, ChildFailed
 
@@ -55,7 +57,22 @@ def test_the_summary_of_pairs() -> None:
     pairs = [Pair("AB", 600, 300), Pair("BA", 500, 400), Pair("AB", 900, 500)]
     summary = summarise_pairs(pairs)
     assert (summary.ratio_median, summary.ratio_min, summary.ratio_max) == (1.8, 1.25, 2.0)
-    assert (summary.zpala_median, summary.sb3_median) == (600, 400)
+    assert (summary.a_median, summary.b_median) == (600, 400)
+
+
+def test_the_interval_of_a_ratio() -> None:
+    # By hand: logarithms of 1, 2, 4 have mean ln 2 and deviation ln 2; t for 2 degrees of freedom is 4.303, so +- 4.303 ln 2 / sqrt 3.
+    low, high = interval([1.0, 4.0, 2.0])
+    factor = 2.0 ** (4.303 / 3.0**0.5)
+    assert (low, high) == pytest.approx((2.0 / factor, 2.0 * factor))
+    assert interval([1.5]) == (0.0, math.inf)
+    # Of many draws with a known mean the interval has it in about 95 of 100 cases.
+    random = Random(5)
+    within = 0
+    for _ in range(2000):
+        drawn_low, drawn_high = interval([math.exp(random.gauss(0.1, 0.05)) for _ in range(6)])
+        within += drawn_low <= math.exp(0.1) <= drawn_high
+    assert 0.93 <= within / 2000 <= 0.97
 
 
 def test_a_node_is_measured_between_rows_after_the_warm_up() -> None:
@@ -184,7 +201,7 @@ def test_a_comparison_for_people(measurements: list[str]) -> None:
     text = output.getvalue()
     for part in (
         "   1  AB         900.0     250.0   3.600",
-        "median 3.600, range 3.600 to 3.600",
+        "ratio       median 3.600, range 3.600 to 3.600",
         "commit      abc",
         "stable-baselines3 2.9",
     ):

@@ -97,7 +97,8 @@ class ImageTrunk(Trunk):
         if observation.dtype is not torch.uint8:
             raise TypeError(f"networks for images take uint8, not {observation.dtype}")
         if self.channels_last:
-            return observation.to(torch.float32, memory_format=torch.channels_last).mul_(1.0 / 255.0)
+            # The bytes change places before they become floats: a quarter of the memory, and half the time of both at once.
+            return torch.stack(observation.unbind(1), dim=-1).to(torch.float32).mul_(1.0 / 255.0).permute(0, 3, 1, 2)
         return observation * (1.0 / 255.0)
 
 
@@ -141,9 +142,11 @@ class Convolutions(ImageTrunk):
 
     def forward(self, observation: Tensor) -> Tensor:
         x = self._scaled(observation)
-        for convolution in self._convolutions:
+        for convolution in self._convolutions[:-1]:
             x = functional.relu(convolution(x), inplace=True)
-        return functional.relu(self.hidden(x.flatten(1)), inplace=True)
+        # Flat first, then rectified: the gradient that comes back is flat, too, and channels-last would have to be put in order for it.
+        x = functional.relu(self._convolutions[-1](x).flatten(1), inplace=True)
+        return functional.relu(self.hidden(x), inplace=True)
 
     def emphasise(self) -> None:
         if self.contrast:

@@ -1,7 +1,6 @@
 """``zpala bench``: how fast one node is here, and how fast beside stable-baselines3's A2C or PPO. Figures with all that explains them.
 
-Measurements run one after the other in processes of their own. Comparisons are pairs in the order A-B-B-A-A-B..., so that a machine that
-grows slower or faster while they run favours nobody; what counts is the ratio within a pair.
+Measurements run one after the other in processes of their own; comparisons are made in pairs, see ``bench_pairs``.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from typing import IO, Any
 
 from zpala.config import Config, ConfigError, load_config
 from zpala.exit_codes import ExitCode
+from zpala.tools.bench_circumstances import Circumstances, circumstances, cores_here
 from zpala.tools.bench_node import NodeSpeed, measure_node
-from zpala.tools.bench_report import Circumstances, Pair, circumstances, comparison_text, cores_here, node_text, orders, summarise
+from zpala.tools.bench_pairs import Pair, orders, summarise
+from zpala.tools.bench_report import comparison_text, node_text
 from zpala.tools.bench_sb3 import Sb3Settings, Sb3Speed
 from zpala.tools.child import Child, ChildFailed
 
@@ -90,7 +91,7 @@ def bench_sb3(
     if as_json:
         document = {
             **_document(config, seconds, warmup_s, where),
-            "pairs": [{**asdict(pair), "ratio": pair.ratio} for pair in found],
+            "pairs": [{"order": pair.order, "zpala": pair.a, "sb3": pair.b, "ratio": pair.ratio} for pair in found],
             "summary": asdict(summarise(found)),
             "calibration": calibration,
             "zpala": {"device": node.device, "threads": node.threads, "parameters": node.parameters, "stages_ms": node.stages_ms},
