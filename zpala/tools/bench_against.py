@@ -30,7 +30,7 @@ from zpala.tools.child import Child, ChildFailed
 # Presets of comparisons by algorithm, of Atari games and of everything else, unless a run file or the person says otherwise.
 ATARI_PRESETS = {"a2c": "gala", "ppo": "ppo-atari"}
 VECTOR_PRESETS = {"a2c": "cartpole", "ppo": "ppo-cartpole"}
-OPTIMIZERS = {"a2c": "rmsprop", "ppo": "adam"}  # what can be compared, and with what both go downhill
+ALGORITHMS = ("a2c", "ppo")  # what both have
 CALIBRATION_SHARE = 3  # what suits stable-baselines3 is found in measurements of a third of the time
 OPTIONAL_MODULES = ("stable_baselines3", "cv2")
 
@@ -131,14 +131,10 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
     """The same environments, network and hyper-parameters for stable-baselines3. Raises ConfigError for what it cannot do alike."""
     rom = _atari_rom(config)
     e, a, n = config.environment, config.algorithm, config.network
-    if a.name not in OPTIMIZERS:
-        raise ConfigError(f"algorithm.name: {a.name!r}; --against sb3 compares {' and '.join(OPTIMIZERS)}. Set one of them.")
+    if a.name not in ALGORITHMS:
+        raise ConfigError(f"algorithm.name: {a.name!r}; --against sb3 compares {' and '.join(ALGORITHMS)}. Set one of them.")
     if n.core != "none":
         raise ConfigError("network.core: stable-baselines3 has no memory. Set network.core = none.")
-    if config.optimizer.name != OPTIMIZERS[a.name]:
-        raise ConfigError(
-            f"optimizer.name: {config.optimizer.name!r}; stable-baselines3's {a.name} is compared with {OPTIMIZERS[a.name]}. Set it so."
-        )
     if rom is not None:
         _check_images(config)
     else:
@@ -180,6 +176,7 @@ def sb3_settings(config: Config, *, seconds: float, warmup_s: float, threads: in
         normalize_advantage=a.name == "ppo" if a.normalize_advantage == "auto" else a.normalize_advantage,
         clip_rewards=a.clip_rewards,
         lr=config.optimizer.lr,
+        optimizer=config.optimizer.name,
         epsilon=config.optimizer.epsilon,
     )
 

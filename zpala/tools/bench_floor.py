@@ -39,11 +39,11 @@ UPDATE = "update"  # see ``bench_passes``
 ENV_STEP, BACKWARD = "env_step", "backward"
 
 HINTS: Mapping[str, str] = {
-    "env_step": "zpala bench env compares threads and says what the simulator alone takes",
-    "inference": "more environments make larger batches (environment.num_envs)",
-    "learn": "zpala bench learn has its parts; a smaller network, fewer passes or an accelerator",
-    "gossip": "time at the boundary of updates; without peers there should be none",
-    "other": "what no stage accounts for: rows of metrics, the system, other processes",
+    "env_step": "see zpala bench env for the environments alone",
+    "inference": "more num_envs make larger batches",
+    "learn": "see zpala bench learn for its parts",
+    "gossip": "the snapshot, and handing it over",
+    "other": "metrics, the system, other processes",
 }
 
 

@@ -31,6 +31,7 @@ class Sb3Settings:
             learnt by an mlp of ``hidden_sizes`` for the policy and another one for the value.
         vector: of ``VECTORS``.
         threads: of torch in the learner.
+        optimizer: rmsprop or adam, torch's.
         device: auto, cpu or cuda.
     """
 
@@ -63,6 +64,7 @@ class Sb3Settings:
     normalize_advantage: bool
     clip_rewards: bool
     lr: float
+    optimizer: str
     epsilon: float
 
 
@@ -126,9 +128,11 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
     activation = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[settings.activation]
     try:
         torch.set_num_threads(settings.threads)
-        own: dict[str, Any] = {"rms_prop_eps": settings.epsilon} if settings.algorithm == "a2c" else settings.ppo
+        kind = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}[settings.optimizer]
+        network: dict[str, Any] = {"optimizer_class": kind, "optimizer_kwargs": {"eps": settings.epsilon}}
         if settings.game is None:
-            own = {**own, "policy_kwargs": {"net_arch": settings.hidden_sizes, "activation_fn": activation}}
+            network |= {"net_arch": settings.hidden_sizes, "activation_fn": activation}
+        own: dict[str, Any] = {} if settings.algorithm == "a2c" else settings.ppo
         model = {"a2c": A2C, "ppo": PPO}[settings.algorithm](
             policy,
             environments,
@@ -142,6 +146,7 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
             normalize_advantage=settings.normalize_advantage,
             seed=settings.seed,
             device=settings.device,
+            policy_kwargs=network,
             **own,
         )
         stopwatch = Stopwatch(settings.num_envs, settings.num_steps, settings.seconds, settings.warmup_s)
