@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="The graphs of who may gossip with whom.", no_args_is_help=True)
 env_app = typer.Typer(help="The environments that there are, and what is wrong with one.", no_args_is_help=True)
-bench_app = typer.Typer(help="How fast a node is on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(help="How fast a node and its parts are on this machine, and what the parts allow.", no_args_is_help=True)
 config_app = typer.Typer(help="The run file and its values.", no_args_is_help=True)
 keys_app = typer.Typer(help="The key pairs by which nodes know each other.", no_args_is_help=True)
 app.add_typer(env_app, name="env")
@@ -310,47 +310,87 @@ def env_check(
     raise typer.Exit(ExitCode.FINISHED if examination.usable else ExitCode.USAGE)
 
 
+@bench_app.command("env", epilog=EPILOG)
+@_with_settings
+def bench_env(
+    run_file: RunFile = None,
+    seconds: Seconds = 15.0,
+    as_json: Json = False,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """The environments alone, stepped by chance: as an actor steps them, and the bare simulator as the floor."""
+    settings = config.load_config(run_file, overrides, os.environ)
+    from zpala.tools.bench_learn import bench_env as measure
+
+    raise typer.Exit(measure(settings, seconds=seconds, as_json=as_json))
+
+
+@bench_app.command("learn", epilog=EPILOG)
+@_with_settings
+def bench_learn(
+    run_file: RunFile = None,
+    seconds: Seconds = 25.0,
+    as_json: Json = False,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """The learner alone: the network's passes, the optimiser, a snapshot, and whole updates beside the sum of their parts."""
+    settings = config.load_config(run_file, overrides, os.environ)
+    from zpala.tools.bench_learn import bench_learn as measure
+
+    raise typer.Exit(measure(settings, seconds=seconds, as_json=as_json))
+
+
 @bench_app.command("node", epilog=EPILOG)
 @_with_settings
 def bench_node(
-    run_file: RunFile = None, seconds: Seconds = 30.0, warmup: Warmup = 5.0, as_json: Json = False, *, overrides: dict[str, object]
-) -> None:
-    """The speed of one node without peers, and where the time of an update goes."""
-    settings = config.load_config(run_file, overrides, os.environ)
-    from zpala.tools.bench import bench_node as measure
-
-    raise typer.Exit(measure(settings, seconds=seconds, warmup_s=warmup, as_json=as_json))
-
-
-@bench_app.command("sb3", epilog=EPILOG)
-@_with_settings
-def bench_sb3(
     run_file: RunFile = None,
-    pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=1, help="Pairs of measurements, in the order A-B-B-A-A-B.")] = 5,
-    seconds: Seconds = 30.0,
-    warmup: Warmup = 5.0,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="sb3", help="Compare with stable-baselines3's A2C or PPO.", show_default=False)
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", metavar="X", min=1.0, help="Of one measurement (default 20, compared 4).", show_default=False),
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option("--warmup", metavar="X", min=0.0, help="Seconds of training before it (default 4, compared 1).", show_default=False),
+    ] = None,
+    parts_seconds: Annotated[
+        float | None,
+        typer.Option("--parts-seconds", metavar="X", min=1.0, help="Of measuring the floor's parts (default 10).", show_default=False),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", metavar="N", min=1, help="Compared: A-B-B-A-A-B... (default 3).", show_default=False)
+    ] = None,
     sb3_threads: Annotated[
         int | None,
-        typer.Option(
-            "--sb3-threads", metavar="N", min=1, help="Threads of the other's torch (default: what is faster)", show_default=False
-        ),
+        typer.Option("--sb3-threads", metavar="N", min=1, help="Compared: of its torch (default: what is faster).", show_default=False),
+    ] = None,
+    sb3_vector: Annotated[
+        str | None,
+        typer.Option("--sb3-vector", metavar="subproc|dummy", help="Compared: its VecEnv (default: what is faster).", show_default=False),
     ] = None,
     as_json: Json = False,
     *,
     overrides: dict[str, object],
 ) -> None:
-    """One node beside stable-baselines3's A2C or PPO: same Atari game, environments and network (needs the extra bench)."""
-    from zpala.tools.bench import bench_sb3 as compare
+    """One node without peers beside the floor of its parts, and where an update's time goes; or beside stable-baselines3 (extra bench)."""
+    from zpala.tools.bench import bench_node as measure
 
     raise typer.Exit(
-        compare(
+        measure(
             run_file,
             overrides,
             os.environ,
-            pairs=pairs,
+            against=against,
             seconds=seconds,
             warmup_s=warmup,
+            parts_s=parts_seconds,
+            pairs=pairs,
             sb3_threads=sb3_threads,
+            sb3_vector=sb3_vector,
             as_json=as_json,
         )
     )

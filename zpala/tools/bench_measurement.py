@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -34,6 +35,8 @@ class Measurement:
         formula: of the floor, in the names of the parts.
         bottleneck: the part or stage that costs most, and what could be done about it, in one line.
         facts: everything else by name, for the JSON document and one line each for a person.
+        details: the same, for the JSON document alone.
+        notes: the same, for a person alone.
     """
 
     what: str
@@ -45,6 +48,8 @@ class Measurement:
     formula: str
     bottleneck: str
     facts: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def floor_ratio(self) -> float:
@@ -66,6 +71,7 @@ class Measurement:
             "bottleneck": self.bottleneck,
             "parts": [asdict(part) for part in self.parts],
             **self.facts,
+            **self.details,
             "circumstances": asdict(where),
         }
 
@@ -84,14 +90,15 @@ class Measurement:
                 f"floor       {self.formula}",
                 f"bottleneck  {self.bottleneck}",
                 *(f"{name:<10}  {value}" for name, value in self.facts.items() if isinstance(value, str | int | float)),
+                *(f"{name:<10}  {value}" for name, value in self.notes.items()),
                 *where.lines(),
             ]
         )
 
 
 def last_line(document: Mapping[str, Any]) -> str:
-    """A document as ``--json`` prints it: one line, the last of stdout."""
-    return json.dumps(document)
+    """A document as ``--json`` prints it: one line, the last of stdout. Numbers that JSON does not have (infinity) become null."""
+    return json.dumps(_finite(document), allow_nan=False)
 
 
 def readable(seconds: float) -> str:
@@ -100,3 +107,11 @@ def readable(seconds: float) -> str:
         if seconds * factor >= 1.0:
             return f"{seconds * factor:.4g} {unit}"
     return f"{seconds * 1e9:.4g} ns"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
