@@ -144,7 +144,7 @@ class Node:
             prepare=flush_denormals,
         )
         self._proxy.start()
-        self.learner = Learner(self._proxy, start_vector(line, size), buffers, snapshots, self._supervisor)
+        self.learner = Learner(self._proxy, start_vector(line, size), [*buffers, shadow], snapshots, self._supervisor)
 
     def join(self) -> None:
         """Until the run has started and the proxy has a snapshot to freeze. Raises TimeoutError."""
