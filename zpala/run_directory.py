@@ -132,7 +132,7 @@ def create_node_directory(run: Path, node: str, *, config_toml: str, hosts_text:
         path.mkdir()  # the claim: of two nodes of one name only one passes
         write_run_files(run, config_toml=config_toml, hosts_text=hosts_text, command=command)
         write_atomically(path / "config.toml", config_toml)
-        write_atomically(path / "run.json", json.dumps({"node": node, **_facts(command)}, indent=2) + "\n")
+        write_atomically(path / "run.json", json.dumps({"node": node, **process_facts(command)}, indent=2) + "\n")
     except FileExistsError:
         raise RunDirectoryError(
             f"{path}: this node's directory exists already and is never overwritten. Give another --run-dir, or move the old one away."
@@ -149,7 +149,7 @@ def write_run_files(run: Path, *, config_toml: str, hosts_text: str, command: li
     run.mkdir(parents=True, exist_ok=True)
     _write_once(run / "config.toml", config_toml)
     _write_once(run / "hosts.txt", hosts_text)
-    _write_once(run / "run.json", json.dumps(_facts(command), indent=2) + "\n")
+    _write_once(run / "run.json", json.dumps(process_facts(command), indent=2) + "\n")
     if run.parent.name == "runs":
         _point_latest(run)
 
@@ -248,7 +248,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _facts(command: list[str] | None) -> dict[str, object]:
+def process_facts(command: list[str] | None = None) -> dict[str, object]:
+    """What run.json says of this process: command, commit, versions, machine, variables, and that it starts now."""
     return {
         "format_version": FORMAT_VERSION,
         "command": sys.orig_argv if command is None else command,

@@ -112,13 +112,7 @@ class Exchanges:
 
     @property
     def can_start(self) -> bool:
-        return (
-            self.current is None
-            and len(self.doubts) < MAX_DOUBTS
-            and self._shadow.ready
-            and not self._shadow.full
-            and self._has_buffers
-        )
+        return self.current is None and len(self.doubts) < MAX_DOUBTS and self._shadow.ready and not self._shadow.full and self._has_buffers
 
     @property
     def _has_buffers(self) -> bool:

@@ -3,9 +3,9 @@
 shadow = last published snapshot + sum of the queued deltas that it does not contain yet. It is the only thing that is frozen for an
 exchange: freezing the last snapshot alone would use the same disagreement several times and stop contracting at three exchanges.
 
-It lies in a buffer of the pool, and freezing copies nothing: the exchange becomes a holder of that buffer, which nobody writes from then on.
-When the shadow changes it moves to another one. A queued delta is added when it is next frozen; mostly the learner has applied it by then
-and published what it made of it, so that it need not be.
+It lies in a buffer of the pool, and freezing copies nothing: the exchange becomes a holder of that buffer, which nobody writes from then
+on. When the shadow changes it moves to another one. A queued delta is added when the shadow is next frozen; mostly the learner has applied
+it by then and published what it made of it, so that it need not be.
 ``Shadow`` runs in the proxy thread; ``DeltaQueue`` is its counterpart in the learner thread. They share no object, only events.
 """
 

@@ -1,7 +1,7 @@
 """A node without learning, for ``zpala bench exchange``: a real protocol, a real proxy, and a learner that only publishes and applies.
 
-Runs twice as a process of its own (see ``bench_peers``). Side 0 asks for one exchange after the other: it says that its gate is closed, as a
-learner does that must not start its next update, so that the limit on gossip's share of the node does not apply. Side 1 answers. Both
+Runs twice as a process of its own (see ``bench_peers``). Side 0 asks for one exchange after the other: it says that its gate is closed, as
+a learner does that must not start its next update, so that the limit on gossip's share of the node does not apply. Side 1 answers. Both
 publish whenever they have applied a delta, as every update boundary does. All guards are on.
 """
 
@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,7 +31,7 @@ from zpala.node.mailbox import GateChanged, SnapshotFree, SnapshotReady
 from zpala.node.proxy import Proxy
 from zpala.node.threads import SWITCH_INTERVAL_S, flush_denormals
 from zpala.node.worker import Supervisor
-from zpala.tools.bench_stamps import Stamps, StampedProtocol
+from zpala.tools.bench_stamps import StampedProtocol, Stamps
 from zpala.tools.bench_vectors import Vector, digest, start_vector
 from zpala.tools.child import orders, say
 from zpala.tools.parent import die_with_parent
@@ -44,18 +44,25 @@ NO_END = 10**12
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``size``: floats of the vector; ``key``: file of the secret key, "": no keys; ``keys``: both public keys."""
+    """``size``: floats of the vector; ``key_files``: of both sides' secret keys, ``keys``: the public ones; "": no keys."""
 
     size: int
     side: int
-    key: str = ""
+    key_files: tuple[str, ...] = ("", "")
     keys: tuple[str, ...] = ("", "")
+
+    @property
+    def key(self) -> SecretKey | None:
+        """This side's own. Raises SecurityRefused."""
+        return read_key(Path(self.key_files[self.side])) if self.key_files[self.side] else None
 
 
 class Learner:
     """Applies every delta at once and publishes after it; ``vector`` f32[size] is its model."""
 
-    def __init__(self, proxy: Proxy, vector: Vector, buffers: Sequence[Vector], snapshots: Sequence[Vector], supervisor: Supervisor) -> None:
+    def __init__(
+        self, proxy: Proxy, vector: Vector, buffers: Sequence[Vector], snapshots: Sequence[Vector], supervisor: Supervisor
+    ) -> None:
         self.vector = vector
         self.applied = 0
         self.stamps: list[tuple[float, float, float]] = []  # per delta: mail read, delta applied, snapshot handed over
@@ -107,7 +114,8 @@ class Node:
     """One side, from its start to its end."""
 
     def __init__(self, settings: Settings, hosts: HostList, listener: Any) -> None:
-        self._context = sockets.node_context(encrypted=bool(settings.key))
+        key = settings.key
+        self._context = sockets.node_context(encrypted=key is not None)
         self._supervisor = Supervisor(self._context)
         size, line = settings.size, settings.side
         shadow, state, *vectors = (np.zeros(size, dtype=np.float32) for _ in range(2 + BUFFERS_MIN + SNAPSHOTS))
@@ -132,7 +140,6 @@ class Node:
         )
         self.stamps = Stamps()
         self._goal = 0  # deltas that every block so far has led to
-        key: SecretKey | None = read_key(Path(settings.key)) if settings.key else None
         self._proxy = Proxy(
             self._context,
             self._supervisor,
@@ -202,7 +209,7 @@ def main() -> None:
         say({"event": "ready"})
         for order in told:
             if "result" in order:
-                say({"event": "result", "settings": asdict(settings), **digest(node.learner.vector)})
+                say({"event": "result", **digest(node.learner.vector)})
             else:
                 say(node.block(order["count"], asks=settings.side == 0))
     finally:

@@ -101,7 +101,16 @@ class Peers:
             child.tell(order)
 
     def _hear(self, kind: str) -> list[dict[str, Any]]:
-        return [self._next(side, kind) for side in range(SIDES)]
+        """The next event of this kind of each side. When one side fails, the other waits for it in vain: both tell what they said."""
+        found, failures = [], []
+        for side in range(SIDES):
+            try:
+                found.append(self._next(side, kind))
+            except ChildFailed as error:
+                failures.append(error)
+        if failures:
+            raise ChildFailed("\n".join(map(str, failures)), failures[-1].exit_code)
+        return found
 
     def _next(self, side: int, kind: str) -> dict[str, Any]:
         for event in self._events[side]:

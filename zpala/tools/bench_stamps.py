@@ -1,7 +1,7 @@
 """Where the time of an exchange goes: a protocol that notes when which message came and how long it thought about it.
 
-``StampedProtocol`` stands between the proxy and the real protocol, which it changes in nothing; ``Stamps`` keeps what it notes, in the order
-it happened, and makes one row per exchange of it. Runs in the proxy thread; the learner reads it between two blocks.
+``StampedProtocol`` stands between the proxy and the real protocol, which it changes in nothing; ``Stamps`` keeps what it notes and makes
+one row per exchange of it. Runs in the proxy thread; the learner reads it between two blocks.
 """
 
 from __future__ import annotations
@@ -11,9 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zpala.gossip import messages as m
-from zpala.gossip.actions import Action, SendUp
+from zpala.gossip.actions import Action, Payload, SendUp
+from zpala.gossip.events import Published
 from zpala.gossip.protocol import Protocol
 from zpala.tools.bench_vectors import Vector
+
+FREEZE = "frozen and described"
+SIDE = " @ "  # between the name of a stage and the side whose it is
+ASKING, ANSWERING = "asking side", "answering side"
+
 
 class Stamps:
     """Moments by exchange number and column; monotonic seconds."""
@@ -49,11 +55,19 @@ class StampedProtocol:
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
         began = time.monotonic()
-        actions = self._protocol.on_gate(closed, now)
-        for action in actions:
-            if isinstance(action, SendUp) and isinstance(action.message, m.Offer):
-                self._stamps.note(action.message.xid.number, frozen_from=began, frozen_to=time.monotonic())
-        return actions
+        return self._offered(began, self._protocol.on_gate(closed, now))
+
+    def on_published(self, published: Published, snapshot: Vector, now: float) -> list[Action]:
+        began = time.monotonic()
+        return self._offered(began, self._protocol.on_published(published, snapshot, now))
+
+    def on_timer(self, now: float) -> list[Action]:
+        began = time.monotonic()
+        return self._offered(began, self._protocol.on_timer(now))
+
+    def on_sent(self, payload: Payload, now: float) -> list[Action]:
+        began = time.monotonic()
+        return self._offered(began, self._protocol.on_sent(payload, now))
 
     def on_up(self, link: bytes, message: m.UpMessage, now: float, key: str | None = None) -> list[Action]:
         began = time.monotonic()
@@ -62,7 +76,7 @@ class StampedProtocol:
             self._stamps.note(message.xid.number, frozen_from=began, frozen_to=time.monotonic())
         elif isinstance(message, m.Ok):
             self._stamps.note(message.xid.number, agreed=time.monotonic())
-        return actions
+        return self._offered(began, actions)
 
     def receive_buffer(self, line: int, message: m.DownMessage) -> Vector | None:
         if isinstance(message, m.Data):
@@ -77,6 +91,13 @@ class StampedProtocol:
         elif isinstance(message, m.Data):
             ended = time.monotonic()
             self._stamps.note(message.xid.number, judged_from=began, judged_to=ended, **({"agreed": ended} if message.ok else {}))
+        return self._offered(began, actions)
+
+    def _offered(self, began: float, actions: list[Action]) -> list[Action]:
+        """Whatever the protocol was told, it may have led to an offer of its own."""
+        for action in actions:
+            if isinstance(action, SendUp) and isinstance(action.message, m.Offer):
+                self._stamps.note(action.message.xid.number, frozen_from=began, frozen_to=time.monotonic())
         return actions
 
 
@@ -84,19 +105,19 @@ def stages(asking: Sequence[Mapping[str, float]], answering: Sequence[Mapping[st
     """Stage -> seconds in every exchange, in the order in which they happen. ``asking``, ``answering``: the rows of side 0 and side 1."""
     found: dict[str, list[float]] = {}
 
-    def add(name: str, seconds: float) -> None:
-        found.setdefault(name, []).append(seconds)
+    def add(name: str, side: str, seconds: float) -> None:
+        found.setdefault(name + (SIDE + side if side else ""), []).append(seconds)
 
     for i, r in zip(asking, answering, strict=True):
-        add("freeze, asking side", i["frozen_to"] - i["frozen_from"])
-        add("OFFER on its way", r["frozen_from"] - i["frozen_to"])
-        add("freeze, answering side", r["frozen_to"] - r["frozen_from"])
-        add("DATA to the asking side", i["arrived"] - r["frozen_to"])
-        add("DATA to the answering side", r["arrived"] - i["accepted"])
-        for side, name in ((i, "asking"), (r, "answering")):
-            add(f"into its place, {name} side", side["judged_from"] - side["arrived"])
-            add(f"judged, {name} side", side["judged_to"] - side["judged_from"])
-            add(f"OK to the {name} side", side["queued"] - side["judged_to"])
-            add(f"mail to the learner, {name} side", side["mailed"] - side["queued"])
-            add(f"applied, {name} side", side["applied"] - side["mailed"])
+        add(FREEZE, ASKING, i["frozen_to"] - i["frozen_from"])
+        add("OFFER on its way", "", r["frozen_from"] - i["frozen_to"])
+        add(FREEZE, ANSWERING, r["frozen_to"] - r["frozen_from"])
+        add("DATA on its way", ASKING, i["arrived"] - r["frozen_to"])
+        add("DATA on its way", ANSWERING, r["arrived"] - i["accepted"])
+        for side, name in ((i, ASKING), (r, ANSWERING)):
+            add("put in its place", name, side["judged_from"] - side["arrived"])
+            add("checked, made the delta", name, side["judged_to"] - side["judged_from"])
+            add("waited for the peer's OK", name, side["queued"] - side["judged_to"])
+            add("mailed to the learner", name, side["mailed"] - side["queued"])
+            add("added by the learner", name, side["applied"] - side["mailed"])
     return found

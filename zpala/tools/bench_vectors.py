@@ -20,7 +20,10 @@ def start_vector(side: int, size: int) -> Vector:
 
 def mean_of_starts(size: int) -> npt.NDArray[np.float64]:
     """f64[size]."""
-    return np.mean([start_vector(side, size).astype(np.float64) for side in range(SIDES)], axis=0)
+    mean = np.zeros(size)
+    for side in range(SIDES):
+        mean += start_vector(side, size) / SIDES
+    return mean
 
 
 def digest(vector: Vector) -> dict[str, Any]:
