@@ -195,13 +195,6 @@ def test_what_does_not_go_together_with_a_policy_is_refused(
     refused(run, ("--algorithm", name, *options), words, tmp_path, monkeypatch)
 
 
-def test_a_kept_graph_does_not_go_together_with_a_memory(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--set", "algorithm.reuse_graph=true", "--set", "network.core=lstm")
-    refused(
-        run, options, ("algorithm.reuse_graph: ", "whole rollout again", "Leave it at auto, or network.core at none"), tmp_path, monkeypatch
-    )
-
-
 def test_what_an_algorithm_of_ones_own_refuses_is_refused_by_launch(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--algorithm", f"{ROOT}/examples/custom_algorithm.py:Reinforce", "--set", "network.core=lstm")
     refused(run, options, ("Reinforce cannot be made: ValueError: leave network.core", "custom_algorithm.py:"), tmp_path, monkeypatch)

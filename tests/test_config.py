@@ -328,9 +328,12 @@ def test_options_name_existing_fields() -> None:
 
 
 def test_what_an_algorithm_cannot_do_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r'reuse_graph = true is for a2c alone: name = "ppo".*"auto"'):
-        load_config(None, {"algorithm.name": "ppo", "algorithm.reuse_graph": True}, {})
-    assert load_config(None, {"algorithm.name": "a2c", "algorithm.reuse_graph": True}, {}).algorithm_values()["reuse_graph"] is True
+    reuse = {"algorithm.reuse_activations": True}
+    with pytest.raises(ConfigError, match=r'reuse_activations = true is for a2c, vtrace, nstep_q: name = "ppo".*"auto"'):
+        load_config(None, {"algorithm.name": "ppo", **reuse}, {})
+    with pytest.raises(ConfigError, match=r"algorithm.reuse_activations = true needs vtrace.lag = 0, not 2"):
+        load_config(None, {"algorithm.name": "vtrace", "vtrace.lag": 2, **reuse}, {})
+    assert load_config(None, {"algorithm.name": "a2c", **reuse}, {}).algorithm_values(on_cpu=False)["reuse_activations"] is True
 
 
 def test_automatic_settings_depend_on_the_algorithm() -> None:
@@ -339,5 +342,8 @@ def test_automatic_settings_depend_on_the_algorithm() -> None:
     }
     assert normalized == {"a2c": False, "ppo": True}
     assert "normalize_advantage" not in load_config(None, {"algorithm.name": "mine.py:Mine"}, {}).algorithm_values()  # its own default
-    assert load_config(None, {}, {}).algorithm_values(keeps_graph=True)["reuse_graph"] is True
+    reused = [load_config(None, {}, {}).algorithm_values(on_cpu=on_cpu)["reuse_activations"] for on_cpu in (True, False)]
+    assert reused == [True, False]
+    assert load_config(None, {"algorithm.name": "vtrace", "vtrace.lag": 1}, {}).algorithm_values()["reuse_activations"] is False
+    assert "reuse_activations" not in load_config(None, {"algorithm.name": "mine.py:Mine"}, {}).algorithm_values()
     assert "epochs" not in load_config(None, {}, {}).algorithm_values()

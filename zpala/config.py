@@ -56,6 +56,7 @@ OPTION_FIELDS: Mapping[str, str] = {
 
 # The learning algorithms that zpala brings along; ``zpala.rl.algorithms`` has their classes.
 ALGORITHM_NAMES = ("a2c", "ppo", "nstep_q", "dqn", "vtrace")
+REUSING = ("a2c", "vtrace", "nstep_q")  # those that learn from a rollout once, with the parameters that they acted with
 
 # Fields that are tables of somebody else's arguments, and the option that sets one of them.
 TABLES: Mapping[str, str] = {"environment.args": "env-arg", "algorithm.args": "algorithm-arg"}
@@ -143,8 +144,8 @@ class AlgorithmConfig(Section):
         "auto", description="Advantages (of a rollout, in ppo of a minibatch) get mean 0 and standard deviation 1; auto: in ppo."
     )
     clip_rewards: bool = Field(False, description="Clip rewards to [-1, 1] for learning; logged returns stay raw.")
-    reuse_graph: bool | Literal["auto"] = Field(
-        "auto", description="a2c: keep the graph of the acting pass for the update, no second pass; auto: on one core, for images."
+    reuse_activations: bool | Literal["auto"] = Field(
+        "auto", description="a2c, vtrace, nstep_q: no second forward pass of convolutions to learn; auto: on a CPU."
     )
 
     @field_validator("name")
@@ -167,10 +168,10 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> AlgorithmConfig:
-        if self.reuse_graph is True and self.name in ALGORITHM_NAMES and self.name != "a2c":
+        if self.reuse_activations is True and self.name in ALGORITHM_NAMES and self.name not in REUSING:
             raise ValueError(
-                f'reuse_graph = true is for a2c alone: name = "{self.name}" needs a forward pass of its own to learn. '
-                'Leave reuse_graph at "auto"'
+                f'reuse_activations = true is for {", ".join(REUSING)}: name = "{self.name}" learns with other parameters than it acted '
+                'with. Leave reuse_activations at "auto"'
             )
         return self
 
@@ -349,17 +350,26 @@ class Config(Section):
                 f"dqn.capacity = {self.dqn.capacity} is less than a rollout, algorithm.num_steps x environment.num_envs = {rollout}: "
                 "the replay takes whole rollouts"
             )
+        if self.algorithm.reuse_activations is True and self._acts_with_older:
+            raise ValueError(
+                f"algorithm.reuse_activations = true needs vtrace.lag = 0, not {self.vtrace.lag}: the parameters that act would not be "
+                "those that learn"
+            )
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")
         return self
+
+    @property
+    def _acts_with_older(self) -> bool:
+        return self.algorithm.name == "vtrace" and self.vtrace.lag > 0
 
     def network_values(self) -> dict[str, Any]:
         """What ``zpala.rl.build_network`` takes by keyword, beside seed, heads and channels_last."""
         values = self.network.model_dump(exclude={"initial_weights", "channels_last"})
         return {**values, "contrast": self.network.initial_weights == "contrast"}
 
-    def algorithm_values(self, *, keeps_graph: bool = False) -> dict[str, object]:
-        """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``keeps_graph``: ``auto`` of reuse_graph."""
+    def algorithm_values(self, *, on_cpu: bool = True) -> dict[str, object]:
+        """Every setting of the chosen algorithm by name, as ``zpala.rl`` takes them. ``on_cpu``: what "auto" depends on."""
         values: dict[str, object] = self.algorithm.model_dump()
         if self.algorithm.name in SECTIONS:
             values |= getattr(self, self.algorithm.name).model_dump()
@@ -368,8 +378,11 @@ class Config(Section):
                 values["normalize_advantage"] = self.algorithm.name == "ppo"
             else:
                 del values["normalize_advantage"]  # its own default
-        if self.algorithm.reuse_graph == "auto":
-            values["reuse_graph"] = keeps_graph
+        if self.algorithm.reuse_activations == "auto":
+            if self.algorithm.name in ALGORITHM_NAMES:
+                values["reuse_activations"] = on_cpu and not self._acts_with_older
+            else:
+                del values["reuse_activations"]
         return values
 
     def to_toml(self) -> str:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,6 +184,54 @@ def test_an_environment_that_hangs_is_told_by_name(context: Context, supervisor:
     finally:
         hang.set()
         stop(actor)
+
+
+PAUSED = """
+import sys
+from tests.node.test_actor import SPEC, Counting
+from zpala.node.actor import Actor, Shard
+from zpala.node.sockets import node_context
+from zpala.node.worker import Supervisor
+from zpala.rl.rollout import Rollout
+
+
+class Waiting(Counting):
+    def step(self, actions, row):
+        sys.stdin.readline()
+        return super().step(actions, row)
+
+
+context = node_context(encrypted=False)
+actor = Actor(context, Supervisor(context), "actor 0", lambda: Waiting(1), Rollout(SPEC, 4, 1), Shard(0, 1))
+actor.start()
+actor.send_actions(0)
+print("done", actor.wait(1, 2.0, lambda: print("waits", flush=True)), flush=True)
+actor.request_stop()
+actor.join(10.0)
+"""
+
+
+def test_an_actor_is_not_blamed_for_a_pause_of_the_whole_process() -> None:
+    root = Path(__file__).resolve().parents[2]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", PAUSED], cwd=root, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "waits\n"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+            time.sleep(2.5)  # the fault: longer than the actor's limit
+            process.send_signal(signal.SIGCONT)
+            for _ in range(4):  # it has looked at the clock again, more than once
+                assert process.stdout.readline() == "waits\n"
+            process.stdin.write("go on\n")
+            said = process.stdout.readline()
+            while said == "waits\n":
+                said = process.stdout.readline()
+            assert said == "done []\n"
+        finally:
+            process.kill()
 
 
 def test_an_environment_that_cannot_be_made_fails_the_start(context: Context, supervisor: Supervisor) -> None:

@@ -23,7 +23,7 @@ MINE = "from zpala.rl import A2C\nclass Mine(A2C): ...\nclass Other(A2C): ...\n"
 def agreed(name: str) -> dict[str, str]:
     config = load_config(None, {"algorithm.name": name}, {})
     spec = specification(config.environment)
-    parts = build_parts(config, spec, 0, torch.device("cpu"), 1)
+    parts = build_parts(config, spec, 0, torch.device("cpu"))
     return dict(agreement(config, spec, parts, parse_hosts(HOSTS, "hosts.txt"), load_topology("full", 2)))
 
 

@@ -57,7 +57,7 @@ class Node:
         device = torch.device("cpu")
         deadline = time.monotonic() + LIMIT_S
         spec = specification(self.config.environment)
-        parts = build_parts(self.config, spec, self.line, device, 1)
+        parts = build_parts(self.config, spec, self.line, device)
         self.initial = parts.flat.parameters.numpy().copy()
         assert isinstance(parts.algorithm, Recorder)
         self.algorithm = parts.algorithm

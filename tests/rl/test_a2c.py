@@ -147,10 +147,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("given", "steps"), [(spec(), 5), (IMAGES, 2)])
-def test_reusing_the_acting_graph_gives_the_same_gradients(given: EnvironmentSpec, steps: int) -> None:
+def test_reusing_activations_gives_the_same_gradients(given: EnvironmentSpec, steps: int) -> None:
     flats = []
     for reuse in (False, True):
-        agent = algorithm(given, A2CSettings(max_grad_norm=1e9, reuse_graph=reuse))
+        agent = algorithm(given, A2CSettings(max_grad_norm=1e9, reuse_activations=reuse))
         rollout = random_rollout(given, steps, 4)
         act_everywhere(agent, rollout, groups=2)
         statistics = agent.update(rollout, 1e-3, 0.0)
@@ -165,7 +165,7 @@ def test_reusing_the_acting_graph_gives_the_same_gradients(given: EnvironmentSpe
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_the_flat_views_survive_updates(reuse: bool) -> None:
-    agent = algorithm(IMAGES, A2CSettings(reuse_graph=reuse))
+    agent = algorithm(IMAGES, A2CSettings(reuse_activations=reuse))
     rollout = random_rollout(IMAGES, 2, 2)
     before = agent.flat.parameters.clone()
     for _ in range(3):
@@ -312,7 +312,7 @@ def test_the_local_state_is_the_random_stream() -> None:
 
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_loss_that_is_not_finite_is_told_and_not_applied(reuse: bool) -> None:
-    agent, rollout = algorithm(spec(), A2CSettings(reuse_graph=reuse)), random_rollout(spec())
+    agent, rollout = algorithm(spec(), A2CSettings(reuse_activations=reuse)), random_rollout(spec())
     rollout.rewards[0, 0] = float("nan")
     rollout.valid[0, 0] = True
     before = agent.flat.parameters.clone()
@@ -322,19 +322,11 @@ def test_a_loss_that_is_not_finite_is_told_and_not_applied(reuse: bool) -> None:
     assert agent.optimizer.steps == 0
 
 
-def test_a_forgotten_action_is_an_error() -> None:
-    agent, rollout = algorithm(spec(), A2CSettings(reuse_graph=True)), random_rollout(spec())
-    agent.begin(rollout, 0.0)
-    agent.act(rollout, 0, 0, 4)
-    with pytest.raises(RuntimeError, match="actions were chosen for 4"):
-        agent.update(rollout, 1e-3, 0.0)
-
-
 @pytest.mark.parametrize("reuse", [False, True])
 def test_a_guessing_game_is_solved_in_seconds(reuse: bool) -> None:
     """Random play gets 8/3 of 8 points."""
     environments = make_environments("tests.rl.scripted:GuessEnv", 8, seeds=list(range(8)))
-    agent = algorithm(environments.spec, A2CSettings(gamma=0.5, reuse_graph=reuse), hidden=(32,))
+    agent = algorithm(environments.spec, A2CSettings(gamma=0.5, reuse_activations=reuse), hidden=(32,))
     rollout = Rollout(environments.spec, 8, 8)
     environments.reset(rollout.observation(0, 0, 8))
     returns = []
@@ -389,7 +381,7 @@ def test_updates_equal_a_slow_reference() -> None:
 @pytest.mark.parametrize("reuse", [False, True])
 def test_generalised_advantages_reach_the_loss(reuse: bool) -> None:
     """V = 4, gamma 1/2, lambda 1/2, rewards 1, no ends: every delta is 1 + 2 - 4 = -1, so A = -1, -5/4, -21/16 from the last step on."""
-    agent = algorithm(spec(), A2CSettings(gamma=0.5, gae_lambda=0.5, reuse_graph=reuse))
+    agent = algorithm(spec(), A2CSettings(gamma=0.5, gae_lambda=0.5, reuse_activations=reuse))
     Constant(agent, 4.0)
     rollout = random_rollout(spec(), 3, 2)
     rollout.rewards.fill_(1.0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.rl.rollouts import agent_of, spec
+from tests.rl.rollouts import spec
 from zpala.rl.a2c import A2C, A2CSettings
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
@@ -280,9 +280,6 @@ def test_a_memory_learns_what_a_perceptron_cannot() -> None:
 
 
 def test_what_a_memory_cannot_do_is_refused() -> None:
-    with pytest.raises(ValueError, match="reuse_graph is not for a network with a memory"):
-        recurrent(A2C, A2CSettings(reuse_graph=True), spec())
-    assert agent_of(A2C, A2CSettings(reuse_graph=True)).network.state_size == 0
     network = build_network(spec(), "mlp", (16,), "tanh", False, 1, core="lstm", core_size=8)
     assert isinstance(network, ActorCritic)
     assert network.describe() == "mlp 3-16 tanh, lstm 8, policy 2, value 1"

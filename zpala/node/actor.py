@@ -26,6 +26,8 @@ from zpala.rl.environments import Environments, Episode
 from zpala.rl.rollout import Rollout
 
 ACTOR = "actor"  # names of actors begin with it
+_LOOK_MS = 100  # between two looks at whether the wait should end
+_LONGEST_LOOK_S = 0.5
 _STEP = struct.Struct("<q")
 _numbers = itertools.count()
 
@@ -84,7 +86,7 @@ class Actor:
         self._supervisor = supervisor
         self._endpoint = f"inproc://zpala-actor-{next(_numbers)}"
         self._pipe = sockets.inproc_pair_bound(context, self._endpoint)
-        self._pipe.rcvtimeo = 100
+        self._pipe.rcvtimeo = _LOOK_MS
         self._worker = Worker(context, name, self._body, supervisor, prepare=flush_denormals)
 
     @property
@@ -104,9 +106,9 @@ class Actor:
 
         Returns: (raw return, length in env_steps) of every game that ended in the step.
         Raises: ``WorkerFailed`` when a worker of the node has failed, ``ActorError`` when nothing came within ``limit_s`` seconds,
-            ``Interrupted`` when nothing has come and ``interrupted`` says so.
+            ``Interrupted`` when nothing has come and ``interrupted`` says so. Time in which the whole process stood still does not count.
         """
-        deadline = time.monotonic() + limit_s
+        looked_at, waited_s = time.monotonic(), 0.0
         frames: list[bytes] = []
         while not frames:
             try:
@@ -115,7 +117,10 @@ class Actor:
                 self._supervisor.raise_if_failed()
                 if interrupted():
                     raise Interrupted from None
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                waited_s += min(now - looked_at, _LONGEST_LOOK_S)  # more has passed: this process was paused, and with it the actor
+                looked_at = now
+                if waited_s > limit_s:
                     raise ActorError(f"{self._worker.name}: the environments have not finished one step within {limit_s:g} s") from None
         if _STEP.unpack(frames[0])[0] != t:
             raise ActorError(f"{self._worker.name}: expected step {t}, got {_STEP.unpack(frames[0])[0]}")

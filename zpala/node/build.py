@@ -66,13 +66,9 @@ class Parts:
     network: str
 
 
-def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device, threads: int) -> Parts:
+def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.device) -> Parts:
     """The network (equal initial parameters on every node), its flat vectors, the optimiser and the algorithm, on ``device``."""
     o = config.optimizer
-    # Keeping the acting graph saves a forward pass, but its backward passes run over one small batch per step. Measured on Pong: on one
-    # thread it wins (59 against 68 ms per update), on two the single big batch does (54 against 75 ms). A small mlp was faster
-    # with a second pass.
-    keeps_graph = device.type == "cpu" and threads == 1 and spec.dimensions == 3 and config.network.core == "none"
     network = _network(config, spec, device)
     flat = FlatParameters(network, device)
     optimizer = build_optimizer(
@@ -88,7 +84,7 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         flat.numel,
         device,
     )
-    values = config.algorithm_values(keeps_graph=keeps_graph)
+    values = config.algorithm_values(on_cpu=device.type == "cpu")
     try:
         algorithm = build_algorithm(config.algorithm.name, values, network, flat, optimizer, seed=torch_seed(config.run.seed, line))
     except AlgorithmError as error:
@@ -104,7 +100,7 @@ def check_parts(config: Config, spec: EnvironmentSpec) -> None:
     if config.algorithm.name in ALGORITHMS:
         _network(config, spec, device)
     else:
-        build_parts(config, spec, 0, device, 1)
+        build_parts(config, spec, 0, device)
 
 
 def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Network:
@@ -113,8 +109,7 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
     try:
         kind = find_algorithm(name)
         build_settings(name, config.algorithm_values())
-        reuse_graph = config.algorithm.reuse_graph is True
-        refuse_combinations(Choice(config.algorithm.label, kind, spec, config.network_values(), reuse_graph))
+        refuse_combinations(Choice(config.algorithm.label, kind, spec, config.network_values()))
     except AlgorithmError as error:
         raise UsageError(f"algorithm: {error}.") from error
     except UnsupportedCombination as error:

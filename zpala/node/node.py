@@ -95,7 +95,7 @@ def _run(
         threads = _threads(config, hosts, spec)
         check_memory(config, spec, _nodes_here(hosts), available_bytes())
         prepare_process(threads)
-        parts = build_parts(config, spec, claim.line, device, threads)
+        parts = build_parts(config, spec, claim.line, device)
         rollout = Rollout(
             spec,
             config.algorithm.num_steps,

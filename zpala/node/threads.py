@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from zpala.node.memory import keep_freed_memory
+
 SWITCH_INTERVAL_S = 0.0002  # a thread that waits for the GIL gets it after this: keeps the proxy's answers within milliseconds
 
 
@@ -21,6 +23,7 @@ def flush_denormals() -> None:
 def prepare_process(threads: int) -> None:
     """Before the process's first parallel operation: torch's pool gets ``threads`` threads, which flush denormals too."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    keep_freed_memory(os.environ)
     flush_denormals()
     torch.set_num_threads(threads)
 

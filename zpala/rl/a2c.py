@@ -1,6 +1,6 @@
 """Advantage actor-critic, synchronous (PAAC, Clemente et al. 2017, arXiv 1705.04862; A2C of Mnih et al. 2016, arXiv 1602.01783).
 
-``a2c_loss`` is the arithmetic; ``A2C`` acts, keeps what acting computed, and turns one rollout into one optimiser step.
+``a2c_loss`` is the arithmetic; ``A2C`` acts and turns one rollout into one optimiser step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
 from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import Network, Output
+from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.policies import Evaluated
 from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
@@ -27,11 +27,11 @@ class A2CSettings(PolicyGradientSettings):
     """Constants of the algorithm, beside those of ``PolicyGradientSettings``.
 
     Attributes:
-        reuse_graph: the forward passes that chose the actions are the forward pass of the update; otherwise there is a second, batched one.
-            Both give the same gradients: no parameter changes inside a rollout.
+        reuse_activations: what convolutions computed when the actions were chosen need not be computed again to learn (``activations``);
+            otherwise there is a second forward pass. Both give the same gradients: no parameter changes inside a rollout.
     """
 
-    reuse_graph: bool = False
+    reuse_activations: bool = False
 
 
 class A2CLoss(NamedTuple):
@@ -94,19 +94,12 @@ class A2C(PolicyGradient):
     Settings = A2CSettings
 
     def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: A2CSettings, *, seed: int) -> None:
-        super().__init__(network, flat, optimizer, settings, seed=seed)
-        if settings.reuse_graph and self.network.state_size:
-            raise ValueError("reuse_graph is not for a network with a memory: the update goes through the whole rollout again")
+        super().__init__(network, flat, optimizer, settings, seed=seed, reuse_activations=settings.reuse_activations)
         self.settings = settings
-        self._outputs: dict[tuple[int, int], Output] = {}
 
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        if self.settings.reuse_graph:
-            kept = self._outputs[t, start] = self.network(self._observation(rollout, t, start, stop, kept=True))
-            outputs = kept.policy.detach()
-        else:
-            with torch.inference_mode():
-                outputs = self._look_for_policy(rollout, t, start, stop)
+        with self._looking(rollout, t, start, stop):
+            outputs = self._look_for_policy(rollout, t, start, stop)
         return self.policy.actions(self._draw(outputs, rollout, t, start, stop))
 
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
@@ -116,10 +109,9 @@ class A2C(PolicyGradient):
         """
         settings = self.settings
         if not rollout.valid.any():
-            self._outputs.clear()
             return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
         batch = self._batch(rollout)
-        outputs, values = self._collect(batch.rewards.numel()) if settings.reuse_graph else self._forward(batch)
+        outputs, values = self._forward(batch)
         returns = self._returns(batch, values.detach().view_as(batch.rewards)).flatten()
         valid = batch.valid.flatten()
         loss = a2c_loss(
@@ -133,15 +125,6 @@ class A2C(PolicyGradient):
         )
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid))
         finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
-        self._outputs.clear()
         if finite:
             self._observe(batch)
         return Statistics(finite, dict(zip(STATISTICS, (*floats, grad_norm), strict=True)))
-
-    def _collect(self, cells: int) -> Output:
-        """What acting computed, in the order [T, N] flattened."""
-        kept = [self._outputs[key] for key in sorted(self._outputs)]
-        policy, values = torch.cat([output.policy for output in kept]), torch.cat([output.values for output in kept])
-        if len(values) != cells:
-            raise RuntimeError(f"the rollout has {cells} steps, but actions were chosen for {len(values)}")
-        return Output(policy, values)

@@ -27,14 +27,12 @@ class Choice:
     Attributes:
         name, kind: of the algorithm.
         network: what ``build_network`` takes by keyword.
-        reuse_graph: the algorithm's setting of that name, if it was asked for.
     """
 
     name: str
     kind: type[Algorithm]
     spec: EnvironmentSpec
     network: Mapping[str, Any]
-    reuse_graph: bool
 
     @property
     def learns_values(self) -> bool:
@@ -81,12 +79,6 @@ RULES = (
         lambda choice: choice.network["squash_actions"] and not isinstance(choice.spec.actions, Box),
         "it squashes a Gaussian into the bounds of a Box; the actions of {id} are {actions}",
         "Leave it at false",
-    ),
-    Rule(
-        "algorithm.reuse_graph",
-        lambda choice: choice.reuse_graph and choice.network["core"] != "none",
-        "a network with a memory goes through the whole rollout again to learn, so what acting computed is of no use",
-        "Leave it at auto, or network.core at none",
     ),
 )
 

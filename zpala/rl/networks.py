@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zpala.rl.action_spaces import Discrete
+from zpala.rl.activations import Activations
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.inputs import Inputs, Normalizer, Unpacking
 from zpala.rl.lstm import LSTM
@@ -32,10 +33,12 @@ class Network(nn.Module, ABC):
     Attributes:
         inputs: what happens to an observation before the trunks see it.
         trunk: the only one, or the policy's.
+        activations: its memory of what it computed when actions were chosen.
     """
 
     inputs: Inputs
     trunk: Trunk
+    activations: Activations
 
     def observe(self, observations: Tensor, valid: Tensor) -> None:
         """Lets the running statistics of observations, if the network has any, see ``observations`` [B, ...] where ``valid`` bool[B]."""
@@ -97,6 +100,7 @@ class ActorCritic(Network):
         # Registered in the order of the forward pass, which is that of the flat vector.
         self.inputs = inputs
         self.trunk = trunk
+        self.activations = Activations(trunk)
         self.core = LSTM(trunk.size, core_size) if core_size else None
         self.critic = critic
         self.critic_core = LSTM(critic.size, core_size) if critic is not None and core_size else None
@@ -183,6 +187,7 @@ class ActionValues(Network):
         super().__init__()
         self.inputs = inputs
         self.trunk = trunk
+        self.activations = Activations(trunk)
         self.num_actions = num_actions
         self.advantage = linear(trunk.size, num_actions)
         self.value = linear(trunk.size, 1) if dueling else None

@@ -6,6 +6,7 @@ best action behind it is worth. Actions by chance on the way are not corrected f
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +27,12 @@ class NStepQSettings(QLearningSettings):
 
     Attributes:
         final_epsilons, epsilon_shares: the shares of the environments that end with these epsilons (the paper's: section 5.1).
+        reuse_activations: see ``A2CSettings``.
     """
 
     final_epsilons: tuple[float, ...] = (0.1, 0.01, 0.5)
     epsilon_shares: tuple[float, ...] = (0.4, 0.3, 0.3)
+    reuse_activations: bool = False
 
 
 class NStepQ(QLearning):
@@ -48,12 +51,22 @@ class NStepQ(QLearning):
             epsilon_shares=settings.epsilon_shares,
         )
         self.settings = settings
+        self._reuses = settings.reuse_activations and self.network.activations.possible
         self._observations: Tensor | None = None  # of the whole rollout, on a device that is not the CPU
 
     def begin(self, rollout: Rollout, progress: float) -> None:
         super().begin(rollout, progress)
         if self.device.type != "cpu" and self._observations is None:
             self._observations = torch.empty_like(rollout.observations, device=self.device)
+        if self._reuses:
+            self.network.activations.begin(rollout.num_steps * rollout.num_envs)
+
+    def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
+        if not self._reuses:
+            return super().act(rollout, t, start, stop)
+        with self.network.activations.keeping(t * rollout.num_envs + start, t * rollout.num_envs + stop):
+            values = self.network(self._observation(rollout, t, start, stop))
+        return self.exploration.actions(values, t, start, stop)
 
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout.
@@ -70,7 +83,8 @@ class NStepQ(QLearning):
         weights = weights / weights.sum().clamp_(min=1.0)
         returns = self._returns(rollout).flatten()
         seen = observations[:-1].flatten(0, 1)
-        values = self.network(seen)
+        with self.network.activations.recalling() if self._reuses else nullcontext():
+            values = self.network(seen)
         chosen = values.gather(-1, actions.where(valid, 0).unsqueeze(-1)).squeeze(-1)
         loss = q_loss(chosen, returns, weights, self.settings.loss)
         finite, (td_loss, grad_norm, mean_q) = self._descend(loss, learning_rate, torch.dot(chosen, weights))

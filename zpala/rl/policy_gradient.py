@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -63,14 +64,29 @@ class Batch(NamedTuple):
 
 
 class PolicyGradient(Algorithm):
-    """Draws from the network's policy and steps once per loss. See ``Algorithm``."""
+    """Draws from the network's policy and steps once per loss. See ``Algorithm``.
+
+    Args:
+        reuse_activations: what the trunk's convolutions computed when the actions were chosen is kept for learning; only for who learns
+            from a rollout as a whole, with the parameters that it acted with.
+    """
 
     Settings = PolicyGradientSettings
     network: ActorCritic
 
-    def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: Any, *, seed: int) -> None:
+    def __init__(
+        self,
+        network: Network,
+        flat: FlatParameters,
+        optimizer: Optimizer,
+        settings: Any,
+        *,
+        seed: int,
+        reuse_activations: bool = False,
+    ) -> None:
         super().__init__(network, flat, optimizer, settings, seed=seed)
         self.policy = self.network.distribution
+        self._reuses = reuse_activations and self.network.activations.possible
         self._actor = self.network  # with which it acts
         self._constants: PolicyGradientSettings = settings
         self._generator = torch.Generator(self.device).manual_seed(seed)
@@ -99,6 +115,8 @@ class PolicyGradient(Algorithm):
                 self._state = torch.zeros((rollout.num_envs, self.network.state_size), device=self.device)
                 self._fresh = torch.ones((rollout.num_steps, rollout.num_envs), dtype=torch.bool, device=self.device)
         self.policy.fill(self._noise, self._generator)
+        if self._reuses:
+            self.network.activations.begin(rollout.num_steps * rollout.num_envs)
         if self.network.state_size:
             self._first_state = self._state.clone()
 
@@ -126,6 +144,12 @@ class PolicyGradient(Algorithm):
         self._generator.set_state(state["generator"])
 
     # -- for subclasses: acting --------------------------------------------------------------------------------------------------------
+
+    def _looking(self, rollout: Rollout, t: int, start: int, stop: int) -> AbstractContextManager[Any]:
+        """Around what the network says of observation ``t`` of the environments [start, stop): no graph; kept, if it is used again."""
+        if not self._reuses:
+            return torch.inference_mode()
+        return self.network.activations.keeping(t * rollout.num_envs + start, t * rollout.num_envs + stop)
 
     def _look(self, rollout: Rollout, t: int, start: int, stop: int) -> Output:
         """What the network says of observation ``t`` of the environments [start, stop), remembering it if it has a memory."""
@@ -157,13 +181,12 @@ class PolicyGradient(Algorithm):
             rollout.extra[DRAWS][t, start:stop] = draws
         return draws
 
-    def _observation(self, rollout: Rollout, t: int, start: int, stop: int, *, kept: bool = False) -> Tensor:
-        """Observation ``t`` on the device. ``kept``: a graph keeps it, so a part of a tensor that is written again would not do."""
+    def _observation(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
+        """Observation ``t`` on the device."""
         observation = rollout.observations[t, start:stop]
         if self._observations is None:
             return observation
-        moved = self._observations[t, start:stop].copy_(observation, non_blocking=True)
-        return moved.clone() if kept else moved
+        return self._observations[t, start:stop].copy_(observation, non_blocking=True)
 
     # -- for subclasses: learning ------------------------------------------------------------------------------------------------------
 
@@ -181,9 +204,10 @@ class PolicyGradient(Algorithm):
 
     def _forward(self, batch: Batch) -> Output:
         """What the network says of the whole rollout, f32[T * N, P] and f32[T * N]."""
-        if not self.network.state_size:
-            return cast(Output, self.network(batch.observations.flatten(0, 1)))
-        return self.network.unroll(batch.observations, self._fresh, self._first_state)
+        with self.network.activations.recalling() if self._reuses else nullcontext():
+            if not self.network.state_size:
+                return cast(Output, self.network(batch.observations.flatten(0, 1)))
+            return self.network.unroll(batch.observations, self._fresh, self._first_state)
 
     def _evaluate(self, outputs: Tensor, batch: Batch) -> Evaluated:
         """Log-probabilities of what was drawn, and entropies, f32[T * N] each, from policy outputs f32[T * N, P]."""

@@ -206,7 +206,7 @@ class PPO(PolicyGradient):
                 continue
             order = valid[torch.randperm(len(valid), generator=self._generator, device=self.device)]
             for chosen in order.tensor_split(parts):
-                yield chosen, self.network(observations[chosen])
+                yield chosen, self.network(observations.index_select(0, chosen))  # whole rows: indexing copies byte by byte
 
     def _sequences(self, batch: Batch, parts: int) -> Iterator[tuple[Tensor, Output]]:
         """One epoch for a network with a memory: a minibatch is the whole rollout of some environments, at least of one."""

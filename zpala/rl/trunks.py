@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from zpala.rl.activations import Convolution, Linear
 from zpala.rl.observations import ObservationPart
 
 Activation = Literal["tanh", "relu"]
@@ -121,8 +122,8 @@ class Convolutions(ImageTrunk):
 
     CONVOLUTIONS: ClassVar[tuple[tuple[int, int, int], ...]]
     UNITS: ClassVar[int]
-    convolution1: nn.Conv2d
-    convolution2: nn.Conv2d
+    convolution1: Convolution
+    convolution2: Convolution
 
     def __init__(self, observation_shape: Sequence[int], *, channels_last: bool = False, contrast: bool = False) -> None:
         size_min = 1
@@ -133,24 +134,24 @@ class Convolutions(ImageTrunk):
         self.size = self.UNITS
         channels, height, width = observation_shape
         self._channels = [channels, *(layer[0] for layer in self.CONVOLUTIONS)]
-        self._convolutions: list[nn.Conv2d] = []
+        self._convolutions: list[Convolution] = []
         for inputs, (outputs, kernel_size, stride) in zip(self._channels[:-1], self.CONVOLUTIONS, strict=True):
-            self._convolutions.append(_convolution(inputs, outputs, kernel_size, stride))
+            last = len(self._convolutions) == len(self.CONVOLUTIONS) - 1
+            self._convolutions.append(_convolution(inputs, outputs, kernel_size, stride, rectified=True, flat=last))
             self.add_module(f"convolution{len(self._convolutions)}", self._convolutions[-1])
             height, width = ((pixels - kernel_size) // stride + 1 for pixels in (height, width))
-        self.hidden = linear(self._channels[-1] * height * width, self.size)
+        self.hidden = _rectified_linear(self._channels[-1] * height * width, self.size)
 
     def forward(self, observation: Tensor) -> Tensor:
         x = self._scaled(observation)
-        for convolution in self._convolutions[:-1]:
-            x = functional.relu(convolution(x), inplace=True)
-        # Flat first, then rectified: the gradient that comes back is flat, too, and channels-last would have to be put in order for it.
-        x = functional.relu(self._convolutions[-1](x).flatten(1), inplace=True)
-        return functional.relu(self.hidden(x), inplace=True)
+        for convolution in self._convolutions:
+            x = convolution(x)
+        features: Tensor = self.hidden(x)
+        return features
 
     def emphasise(self) -> None:
         if self.contrast:
-            layers: list[nn.Conv2d | nn.Linear] = [*self._convolutions, self.hidden]
+            layers: list[Convolution | Linear] = [*self._convolutions, self.hidden]
             for layer in layers:
                 layer.weight -= layer.weight.mean(tuple(range(1, layer.weight.dim())), keepdim=True)
             self.convolution1.weight *= CONTRAST
@@ -164,7 +165,7 @@ class NatureCNN(Convolutions):
 
     name = "nature_cnn"
     CONVOLUTIONS, UNITS = ((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512
-    convolution3: nn.Conv2d
+    convolution3: Convolution
 
 
 class NipsCNN(Convolutions):
@@ -179,11 +180,11 @@ class Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.convolution1 = _convolution(channels, channels, 3, 1, padding=1)
+        self.convolution1 = _convolution(channels, channels, 3, 1, padding=1, rectified=True)
         self.convolution2 = _convolution(channels, channels, 3, 1, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.convolution2(functional.relu(self.convolution1(functional.relu(x)), inplace=True))
+        y: Tensor = self.convolution2(self.convolution1(functional.relu(x)))
         return x + y
 
 
@@ -223,7 +224,7 @@ class ImpalaResNet(ImageTrunk):
         self.stages = nn.ModuleList(Stage(a, b) for a, b in itertools.pairwise(self._channels))
         for _ in self.CHANNELS:
             height, width = (height + 1) // 2, (width + 1) // 2
-        self.hidden = linear(self._channels[-1] * height * width, self.size)
+        self.hidden = _rectified_linear(self._channels[-1] * height * width, self.size)
 
     def emphasise(self) -> None:
         stages = [module for module in self.stages if isinstance(module, Stage)]
@@ -237,7 +238,8 @@ class ImpalaResNet(ImageTrunk):
         x = self._scaled(observation)
         for stage in self.stages:
             x = stage(x)
-        return functional.relu(self.hidden(functional.relu(x, inplace=True).flatten(1)), inplace=True)
+        features: Tensor = self.hidden(functional.relu(x, inplace=True).flatten(1))
+        return features
 
     def layers(self) -> str:
         return f"{'-'.join(map(str, self._channels))}-{self.hidden.in_features}-{self.size} relu"
@@ -314,9 +316,16 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _convolution(inputs: int, outputs: int, kernel_size: int, stride: int, padding: int = 0) -> nn.Conv2d:
-    layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, inputs, outputs, kernel_size=kernel_size, stride=stride, padding=padding
+def _rectified_linear(inputs: int, outputs: int) -> Linear:
+    layer: Linear = skip_init(Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    return layer
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel_size: int, stride: int, padding: int = 0, *, rectified: bool = False, flat: bool = False
+) -> Convolution:
+    layer: Convolution = skip_init(  # type: ignore[no-untyped-call]
+        Convolution, inputs, outputs, kernel_size, stride, padding, rectified=rectified, flat=flat
     )
     return layer
 

@@ -37,11 +37,13 @@ class VTraceSettings(PolicyGradientSettings):
         rho_clip: the ratios that weigh the errors are at most this: it decides which policy the values are of.
         c_clip: the ratios that pass later errors on are at most this: it decides how fast the values get there.
         lag: the node acts with the parameters of so many updates ago.
+        reuse_activations: see ``A2CSettings``; only with a lag of 0.
     """
 
     rho_clip: float = 1.0
     c_clip: float = 1.0
     lag: int = 0
+    reuse_activations: bool = False
 
 
 class VTraceTargets(NamedTuple):
@@ -102,7 +104,9 @@ class VTrace(PolicyGradient):
     Settings = VTraceSettings
 
     def __init__(self, network: Network, flat: FlatParameters, optimizer: Optimizer, settings: VTraceSettings, *, seed: int) -> None:
-        super().__init__(network, flat, optimizer, settings, seed=seed)
+        if settings.reuse_activations and settings.lag > 0:
+            raise ValueError("reuse_activations needs lag = 0: with a lag the parameters that act are not those that learn")
+        super().__init__(network, flat, optimizer, settings, seed=seed, reuse_activations=settings.reuse_activations)
         self.settings = settings
         self._older: deque[Tensor] = deque(maxlen=settings.lag + 1)  # the parameters of the last rollouts, this one's last
         self._acting: FlatParameters | None = None
@@ -119,9 +123,9 @@ class VTrace(PolicyGradient):
             self._older.append(self.flat.parameters.detach().clone())
             self._acting.parameters.copy_(self._older[0])
 
-    @torch.inference_mode()
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        outputs = self._look_for_policy(rollout, t, start, stop)
+        with self._looking(rollout, t, start, stop):
+            outputs = self._look_for_policy(rollout, t, start, stop)
         draws = self._draw(outputs, rollout, t, start, stop)
         rollout.extra[LOG_PROBABILITIES][t, start:stop] = self.policy.log_probabilities(outputs, draws)
         return self.policy.actions(draws)
