@@ -20,16 +20,16 @@ class BufferPool:
     def __init__(self, buffers: Sequence[Vector]) -> None:
         if len({(buffer.shape, buffer.dtype.str) for buffer in buffers}) != 1 or buffers[0].dtype != np.float32 or buffers[0].ndim != 1:
             raise ValueError("the pool needs float32 vectors of one length")
-        self._buffers = tuple(buffers)
+        self.buffers = tuple(buffers)
         self._holders = [0] * len(buffers)
         self._in_flight = [0] * len(buffers)
         self._free = list(range(len(buffers) - 1, -1, -1))  # a stack: the buffer that is still in the cache goes out first
 
     def __len__(self) -> int:
-        return len(self._buffers)
+        return len(self.buffers)
 
     def __getitem__(self, index: int) -> Vector:
-        return self._buffers[index]
+        return self.buffers[index]
 
     @property
     def free(self) -> int:

@@ -127,7 +127,7 @@ class Protocol:
         incarnation: grows with every restart of this line (wall-clock nanoseconds at start); at most 2**63 - 1.
         nonce: 8 random bytes; becomes the run's if I lead the start.
         buffers: at least 12 arrays f32[numel]; frozen snapshots, received data, deltas. Lent by ``Payload`` and ``DeltaQueued``.
-        shadow: one more of them, f32[numel], for the shadow to begin in: buffer number ``len(buffers)``.
+        shadow: one more of them, f32[numel], because the shadow always has one: see the property ``buffers``.
         state_parts: name -> f32[numel], "parameters" first, then the optimiser's vectors: the same names in the same order on every node.
         budget: env_steps of the whole cluster at which the run is finished.
         rng: the only source of chance.
@@ -300,6 +300,11 @@ class Protocol:
         self._counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._halted = False
         self._now = now
+
+    @property
+    def buffers(self) -> Sequence[Vector]:
+        """All of them by their numbers in ``Payload`` and ``DeltaQueued``."""
+        return self._pool.buffers
 
     # ---- time -------------------------------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,7 @@ class Connection:
         device, numel = weights.parameters.device, weights.parameters.numel()
         vectors = host_vectors(BUFFERS + 1 + len(weights.part_names), numel, device)
         parts = vectors[BUFFERS + 1 :]
-        *buffers, shadow = lent = [vector.numpy() for vector in vectors[: BUFFERS + 1]]
+        *buffers, shadow = [vector.numpy() for vector in vectors[: BUFFERS + 1]]
         state_parts = {name: part.numpy() for name, part in zip(weights.part_names, parts, strict=True)}
         slots = host_vectors(SNAPSHOT_SLOTS, numel, device)
         snapshots: SnapshotSlots[Published] = SnapshotSlots(slots, copier(device))
@@ -114,7 +114,7 @@ class Connection:
             weights,
             snapshots,
             Gate(settings.max_staleness, settings.gate_limit_s, settings.max_lead),
-            buffers=lent,
+            buffers=self.protocol.buffers,
             state_parts=state_parts,
             interrupted=interrupted,
         )

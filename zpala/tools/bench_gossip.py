@@ -29,7 +29,7 @@ from zpala.node import sockets
 from zpala.node.keys import Keyring, SecretKey, read_key
 from zpala.node.mailbox import GateChanged, SnapshotFree, SnapshotReady
 from zpala.node.proxy import Proxy
-from zpala.node.threads import SWITCH_INTERVAL_S, flush_denormals
+from zpala.node.threads import flush_denormals, prepare_process
 from zpala.node.worker import Supervisor
 from zpala.tools.bench_stamps import StampedProtocol, Stamps
 from zpala.tools.bench_vectors import Vector, digest, start_vector
@@ -151,7 +151,7 @@ class Node:
             prepare=flush_denormals,
         )
         self._proxy.start()
-        self.learner = Learner(self._proxy, start_vector(line, size), [*buffers, shadow], snapshots, self._supervisor)
+        self.learner = Learner(self._proxy, start_vector(line, size), protocol.buffers, snapshots, self._supervisor)
 
     def join(self) -> None:
         """Until the run has started and the proxy has a snapshot to freeze. Raises TimeoutError."""
@@ -196,7 +196,7 @@ class Node:
 def main() -> None:
     """Does what its orders say."""
     die_with_parent(os.environ)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    prepare_process(1)
     settings = Settings(**json.loads(sys.argv[1]))
     listener = sockets.listening_socket("127.0.0.1", 0)
     say({"event": "here", "port": listener.getsockname()[1]})
