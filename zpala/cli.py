@@ -396,6 +396,39 @@ def bench_node(
     )
 
 
+Size = Annotated[int, typer.Option("--size", metavar="N", help="Floats of the vector; the default is a model of 6.8 MB.")]
+Curve = Annotated[bool, typer.Option("--curve", help="With a key pair for each side: encrypted and authenticated.")]
+
+
+@bench_app.command("wire")
+def bench_wire(
+    size: Size = 1_700_000,
+    messages: Annotated[int, typer.Option("--messages", metavar="N", min=1, max=1_000_000, help="How many are sent.")] = 300,
+    curve: Curve = False,
+    as_json: Json = False,
+) -> None:
+    """One way of a model between two processes of this machine, beside plain TCP and the checks that it must pass."""
+    from zpala.tools.bench_wire import bench_wire as measure
+
+    raise typer.Exit(measure(size=size, messages=messages, curve=curve, as_json=as_json))
+
+
+@bench_app.command("exchange")
+def bench_exchange(
+    size: Size = 1_700_000,
+    exchanges: Annotated[int, typer.Option("--exchanges", metavar="N", min=1, max=1_000_000, help="How many are measured.")] = 500,
+    curve: Curve = False,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="gloo", help="Measure this one too, in turn.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One averaging of two models between two nodes of this machine, stage by stage, beside plain TCP."""
+    from zpala.tools.bench_exchange import bench_exchange as measure
+
+    raise typer.Exit(measure(size=size, exchanges=exchanges, curve=curve, against=against, as_json=as_json))
+
+
 @config_app.command("show", epilog=EPILOG)
 @_with_settings
 def config_show(run_file: RunFile = None, *, overrides: dict[str, object]) -> None:

@@ -143,9 +143,12 @@ class FaultyLoop(ProxyLoop):
         if current is not None and current.xid == xid:
             own = exchanges._pool[current.own]
             return own, exchanges._pool[current.theirs] if current.has_data else np.zeros_like(own)
-        # It has the peer's OK too: the delta is in the shadow already, and the vector that was frozen is the shadow without it.
-        delta = exchanges._pool[shadow._queued[-1].buffer]
-        return shadow._vector - delta, delta
+        # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it.
+        own = exchanges._pool[shadow._buffer].copy()
+        *before, last = shadow._missing
+        for earlier in before:
+            own += exchanges._pool[earlier.buffer]
+        return own, exchanges._pool[last.buffer]
 
 
 def _written() -> tuple[int, int]:

@@ -44,6 +44,23 @@ def test_a_sent_buffer_waits_for_its_holder() -> None:
     assert buffers.free == 1
 
 
+def test_a_buffer_with_two_holders_waits_for_both() -> None:
+    buffers = pool(1)
+    index = buffers.take()
+    assert index is not None
+    assert buffers.is_exclusive(index)
+    buffers.share(index)
+    assert not buffers.is_exclusive(index)
+    buffers.release(index)
+    assert buffers.is_exclusive(index)
+    buffers.send(index)
+    assert not buffers.is_exclusive(index)
+    buffers.sent(index)
+    assert buffers.free == 0
+    buffers.release(index)
+    assert buffers.free == 1
+
+
 def test_refuses_what_would_count_wrongly() -> None:
     buffers = pool(1)
     index = buffers.take()
@@ -55,6 +72,8 @@ def test_refuses_what_would_count_wrongly() -> None:
         buffers.release(index)
     with pytest.raises(ValueError, match="nobody holds"):
         buffers.send(index)
+    with pytest.raises(ValueError, match="nobody holds"):
+        buffers.share(index)
 
 
 def test_refuses_buffers_of_different_kinds() -> None:

@@ -21,13 +21,12 @@ ENTRIES = (TensorEntry("inputs.normalizer.squares", (16,), 0, 16), TensorEntry("
 def judged(mine: Vector, theirs: Vector, learnt_from: int) -> tuple[str | None, Exchange, Vector]:
     """The refusal, the exchange, and what the received vector has become."""
     pool = BufferPool([np.zeros(32, dtype=np.float32) for _ in range(3)])
-    shadow = Shadow(mine, pool)
-    shadow.ready = True
+    shadow = Shadow(pool)
+    shadow.publish(mine, 1, 0)
     snapshots = Snapshots(Schema(ENTRIES, 32, learnt_from), pool, shadow, Guard(), 0.5)
-    own, received = pool.take(), pool.take()
-    assert own is not None
+    own, described = snapshots.freeze()
+    received = pool.take()
     assert received is not None
-    described = snapshots.freeze(own)
     assert described is not None
     exchange = Exchange(ExchangeId(0, 1, 1), cast(Any, None), State.ENGAGED, own, received, described, False, 0.0, 1.0, 1.0)
     pool[received][:] = theirs

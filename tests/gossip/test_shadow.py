@@ -16,8 +16,9 @@ NUMEL = 16
 
 
 def make(buffers: int = 8) -> tuple[Shadow, BufferPool]:
-    pool = BufferPool([np.zeros(NUMEL, np.float32) for _ in range(buffers)])
-    return Shadow(np.zeros(NUMEL, np.float32), pool), pool
+    """``buffers``: beside the one that the shadow begins in."""
+    pool = BufferPool([np.zeros(NUMEL, np.float32) for _ in range(buffers + 1)])
+    return Shadow(pool), pool
 
 
 def constant(value: float) -> Vector:
@@ -25,8 +26,10 @@ def constant(value: float) -> Vector:
 
 
 def frozen(shadow: Shadow) -> float:
-    out = constant(np.nan)
-    shadow.freeze_into(out)
+    pool = shadow._pool
+    buffer = shadow.freeze()
+    out = pool[buffer].copy()
+    pool.release(buffer)
     assert (out == out[0]).all()
     return float(out[0])
 
@@ -89,6 +92,53 @@ def test_the_snapshot_stays_the_learners() -> None:
     assert frozen(shadow) == 1.0
 
 
+def test_what_is_frozen_is_not_written_while_it_is_held() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(1.0), 0, 0)
+    first = shadow.freeze()
+    queue(shadow, pool, 0.5)
+    assert shadow.moves
+    second = shadow.freeze()
+    assert (pool[first] == 1.0).all()
+    assert (pool[second] == 1.5).all()
+    shadow.publish(constant(7.0), 1, 1)
+    assert (pool[first] == 1.0).all()
+    assert (pool[second] == 1.5).all()
+    pool.release(first)
+    pool.release(second)
+    assert frozen(shadow) == 7.0
+    assert pool.free == 8
+
+
+def test_what_is_still_being_sent_is_not_written() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(1.0), 0, 0)
+    buffer = shadow.freeze()
+    pool.send(buffer)
+    pool.release(buffer)
+    shadow.publish(constant(2.0), 1, 0)
+    assert (pool[buffer] == 1.0).all()
+    assert pool.free == 7
+    pool.sent(buffer)
+    assert pool.free == 8
+
+
+def test_a_delta_that_was_published_is_never_added() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(1.0), 0, 0)
+    queue(shadow, pool, np.nan)
+    shadow.publish(constant(3.0), 1, 1)
+    assert frozen(shadow) == 3.0
+
+
+def test_freezing_twice_without_a_change_freezes_the_same_buffer() -> None:
+    shadow, pool = make()
+    shadow.publish(constant(1.0), 0, 0)
+    assert not shadow.moves
+    assert shadow.freeze() == shadow.freeze()
+    assert pool.free == 8
+
+
 def test_delta_queue_gives_all_in_order_and_counts_them() -> None:
     deltas = DeltaQueue()
     assert deltas.applied_through == 0
@@ -130,10 +180,10 @@ def factor_per_round(exchanges: int, *, shadow: bool, nodes: int = 64, rounds: i
             for a, b in zip(order[::2], order[1::2], strict=True):
                 snapshots = []
                 for node in (a, b):
-                    x, state, _, _ = nodes_state[node]
-                    snapshot = constant(np.nan)
-                    state.freeze_into(snapshot)
-                    snapshots.append(snapshot if shadow else x.copy())
+                    x, state, pool, _ = nodes_state[node]
+                    buffer = state.freeze()
+                    snapshots.append(pool[buffer].copy() if shadow else x.copy())
+                    pool.release(buffer)
                 for node, own, peer in ((a, 0, 1), (b, 1, 0)):
                     _, state, pool, deltas = nodes_state[node]
                     index = pool.take()

@@ -169,7 +169,7 @@ class Pair:
                 keyring=Keyring(keys[line], dict(enumerate(public))) if keys else None,
             )
             model = np.random.default_rng(line).standard_normal(numel, dtype=np.float32)
-            self.learners.append(PlayedLearner(proxy, model, buffers, state, snapshots, drift))
+            self.learners.append(PlayedLearner(proxy, model, protocol.buffers, state, snapshots, drift))
             proxy.start()
 
     def run_until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:

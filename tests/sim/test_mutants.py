@@ -72,11 +72,14 @@ def test_freezing_the_snapshot_instead_of_the_shadow(monkeypatch: pytest.MonkeyP
         last[id(self)] = snapshot.copy()
         return publish(self, snapshot, version, applied_through)
 
-    def freeze_into(self: Shadow, buffer: Vector) -> None:
-        buffer[:] = last[id(self)]
+    def freeze(self: Shadow) -> int:
+        buffer = self._pool.take()
+        assert buffer is not None
+        self._pool[buffer][:] = last[id(self)]
+        return buffer
 
     monkeypatch.setattr(Shadow, "publish", remember)
-    monkeypatch.setattr(Shadow, "freeze_into", freeze_into)
+    monkeypatch.setattr(Shadow, "freeze", freeze)
     caught("its shadow is version")
 
 

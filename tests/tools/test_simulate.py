@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from zpala import cli
 from zpala.config import ConfigError
-from zpala.gossip.shadow import Shadow, Vector
+from zpala.gossip.shadow import Shadow
 from zpala.sim.simulation import Scenario, simulate
 from zpala.tools.simulate import again, draw, run_campaign
 
@@ -56,10 +56,14 @@ def test_what_it_prints(tmp_path: Path) -> None:
 
 
 def test_a_violation_is_told_with_its_trace_and_the_command_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def freeze_into(self: Shadow, buffer: Vector) -> None:
-        buffer[:] = self._vector + 1
+    freeze = Shadow.freeze
 
-    monkeypatch.setattr(Shadow, "freeze_into", freeze_into)
+    def freeze_another(self: Shadow) -> int:
+        buffer = freeze(self)
+        self._pool[buffer][:] += 1
+        return buffer
+
+    monkeypatch.setattr(Shadow, "freeze", freeze_another)
     options = ["simulate", "--seed", "3", "--seeds", "2", "--nodes", "6", "--seconds", "60", "--jobs", "1"]
     options += ["--fault", "lost_message", "--fault", "reset"]
     result = CliRunner().invoke(cli.app, options)

@@ -112,13 +112,12 @@ class Exchanges:
 
     @property
     def can_start(self) -> bool:
-        return (
-            self.current is None
-            and len(self.doubts) < MAX_DOUBTS
-            and self._shadow.ready
-            and not self._shadow.full
-            and self._pool.free >= 2  # one to freeze into, one to receive into
-        )
+        return self.current is None and len(self.doubts) < MAX_DOUBTS and self._shadow.ready and not self._shadow.full and self._has_buffers
+
+    @property
+    def _has_buffers(self) -> bool:
+        """One to receive into, one that the shadow may move to while it is frozen, and one if it has to move first."""
+        return self._pool.free >= 2 + self._shadow.moves
 
     @property
     def idle(self) -> bool:
@@ -158,10 +157,10 @@ class Exchanges:
         return True
 
     def _freeze(self, xid: ExchangeId, member: Member, state: State, final: bool, now: float, limit_s: float) -> Exchange | None:
-        own, theirs = self._pool.take(), self._pool.take()
-        if own is None or theirs is None:
+        own, mine = self._snapshots.freeze()
+        theirs = self._pool.take()
+        if theirs is None:
             raise ValueError("no buffers: can_start was not asked")
-        mine = self._snapshots.freeze(own)
         if mine is None:
             self.counters["own_nonfinite"] += 1
             self._pool.release(theirs)
@@ -227,7 +226,7 @@ class Exchanges:
             return "not_running"
         if self._shadow.full:
             return "deltas"
-        return None if self._pool.free >= 2 else "buffers"
+        return None if self._has_buffers else "buffers"
 
     def on_busy(self, member: Member, message: Busy, now: float) -> None:
         current = self._find_current(member, message.xid)

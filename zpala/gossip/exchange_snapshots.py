@@ -27,10 +27,10 @@ class Snapshots:
         self._mixing_weight = mixing_weight
         self._described: tuple[int, SnapshotDescription | None] = (-1, None)  # of a shadow revision; None: not finite
 
-    def freeze(self, buffer: int) -> SnapshotDescription | None:
-        """Copy the shadow to the pool's ``buffer``; None when it is not finite."""
-        self._shadow.freeze_into(self._pool[buffer])
-        return self._describe(buffer)
+    def freeze(self) -> tuple[int, SnapshotDescription | None]:
+        """The shadow's buffer, to be released by the caller, and what is in it; None when it is not finite."""
+        frozen = self._shadow.freeze()
+        return frozen, self._describe(frozen)
 
     def _describe(self, frozen: int) -> SnapshotDescription | None:
         """Of a buffer just frozen. The shadow is often frozen again unchanged (after BUSY), so the last description is kept."""

@@ -126,8 +126,8 @@ class Protocol:
         node: my name, for texts.
         incarnation: grows with every restart of this line (wall-clock nanoseconds at start); at most 2**63 - 1.
         nonce: 8 random bytes; becomes the run's if I lead the start.
-        shadow: f32[numel], storage for the shadow; only the protocol touches it.
         buffers: at least 12 arrays f32[numel]; frozen snapshots, received data, deltas. Lent by ``Payload`` and ``DeltaQueued``.
+        shadow: one more of them, f32[numel], because the shadow always has one: see the property ``buffers``.
         state_parts: name -> f32[numel], "parameters" first, then the optimiser's vectors: the same names in the same order on every node.
         budget: env_steps of the whole cluster at which the run is finished.
         rng: the only source of chance.
@@ -187,8 +187,8 @@ class Protocol:
             turned_away=lambda member, now: self._contacts.turned_away(member, now),
             fatal=self._fatal,
         )
-        self._pool = BufferPool(buffers)
-        self._shadow = Shadow(shadow, self._pool)
+        self._pool = BufferPool([*buffers, shadow])
+        self._shadow = Shadow(self._pool)
         self._exchanges = Exchanges(
             line=line,
             schema=schema,
@@ -300,6 +300,11 @@ class Protocol:
         self._counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self._halted = False
         self._now = now
+
+    @property
+    def buffers(self) -> Sequence[Vector]:
+        """All of them by their numbers in ``Payload`` and ``DeltaQueued``."""
+        return self._pool.buffers
 
     # ---- time -------------------------------------------------------------------------------------------------------------------------
 

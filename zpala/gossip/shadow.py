@@ -2,6 +2,10 @@
 
 shadow = last published snapshot + sum of the queued deltas that it does not contain yet. It is the only thing that is frozen for an
 exchange: freezing the last snapshot alone would use the same disagreement several times and stop contracting at three exchanges.
+
+It lies in a buffer of the pool, and freezing copies nothing: the exchange becomes a holder of that buffer, which nobody writes from then
+on. When the shadow changes it moves to another one. A queued delta is added when the shadow is next frozen; mostly the learner has applied
+it by then and published what it made of it, so that it need not be.
 ``Shadow`` runs in the proxy thread; ``DeltaQueue`` is its counterpart in the learner thread. They share no object, only events.
 """
 
@@ -27,12 +31,16 @@ class QueuedDelta(NamedTuple):
 
 
 class Shadow:
-    """``vector``: f32[numel], storage owned by the shadow; ``pool`` holds the deltas."""
+    """Holds one buffer of ``pool``, from the start, and those of the deltas.
 
-    def __init__(self, vector: Vector, pool: BufferPool) -> None:
-        self._vector = vector
+    While its buffer is not its alone it needs a free one to move to: who freezes leaves one, see ``moves``.
+    """
+
+    def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
+        self._buffer = self._take()
         self._queued: deque[QueuedDelta] = deque()
+        self._missing: deque[QueuedDelta] = deque()  # the last of them, which the buffer does not contain yet
         self._sequence = 0
         self.version = 0
         self.ready = False  # False until the first snapshot, and after ``retire``: nothing to freeze
@@ -41,6 +49,11 @@ class Shadow:
     @property
     def full(self) -> bool:
         return len(self._queued) >= MAX_QUEUED
+
+    @property
+    def moves(self) -> bool:
+        """Whether ``freeze`` would take a free buffer."""
+        return bool(self._missing) and not self._pool.is_exclusive(self._buffer)
 
     @property
     def queued(self) -> int:
@@ -68,9 +81,11 @@ class Shadow:
             delta = self._queued.popleft()
             self._pool.release(delta.buffer)
             released.append(delta.sequence)
-        np.copyto(self._vector, snapshot)
-        for delta in self._queued:
-            self._vector += self._pool[delta.buffer]
+        if not self._pool.is_exclusive(self._buffer):
+            self._pool.release(self._buffer)
+            self._buffer = self._take()
+        np.copyto(self._pool[self._buffer], snapshot)
+        self._missing = deque(self._queued)
         self.version = version
         self.ready = True
         self.revision += 1
@@ -83,14 +98,29 @@ class Shadow:
     def queue(self, buffer: int) -> int:
         """Add the delta in pool buffer ``buffer`` (held by the caller, the shadow's from now on); returns its sequence number."""
         self._sequence += 1
-        self._queued.append(QueuedDelta(self._sequence, buffer))
-        self._vector += self._pool[buffer]
+        delta = QueuedDelta(self._sequence, buffer)
+        self._queued.append(delta)
+        self._missing.append(delta)
         self.revision += 1
         return self._sequence
 
-    def freeze_into(self, buffer: Vector) -> None:
-        """Copy the shadow to ``buffer`` (f32[numel])."""
-        np.copyto(buffer, self._vector)
+    def freeze(self) -> int:
+        """The pool's buffer that holds the shadow as it is now; the caller is a holder of it, and nobody writes it while there are two."""
+        while self._missing:
+            delta = self._pool[self._missing.popleft().buffer]
+            before = self._buffer
+            if not self._pool.is_exclusive(before):
+                self._buffer = self._take()
+                self._pool.release(before)
+            np.add(self._pool[before], delta, out=self._pool[self._buffer])
+        self._pool.share(self._buffer)
+        return self._buffer
+
+    def _take(self) -> int:
+        buffer = self._pool.take()
+        if buffer is None:
+            raise ValueError("the shadow has no buffer to move to: who froze it has left none")
+        return buffer
 
 
 class DeltaQueue:

@@ -72,8 +72,8 @@ class Connection:
             self._watch = HostsWatch(context, supervisor, HostsFile(hosts_file, hosts, topology), growths)
         device, numel = weights.parameters.device, weights.parameters.numel()
         vectors = host_vectors(BUFFERS + 1 + len(weights.part_names), numel, device)
-        shadow, *parts = vectors[BUFFERS:]
-        buffers = [vector.numpy() for vector in vectors[:BUFFERS]]
+        parts = vectors[BUFFERS + 1 :]
+        *buffers, shadow = [vector.numpy() for vector in vectors[: BUFFERS + 1]]
         state_parts = {name: part.numpy() for name, part in zip(weights.part_names, parts, strict=True)}
         slots = host_vectors(SNAPSHOT_SLOTS, numel, device)
         snapshots: SnapshotSlots[Published] = SnapshotSlots(slots, copier(device))
@@ -87,7 +87,7 @@ class Connection:
             node=hosts.hosts[claim.line].name,
             incarnation=time.time_ns(),
             nonce=secrets.token_bytes(8),
-            shadow=shadow.numpy(),
+            shadow=shadow,
             buffers=buffers,
             state_parts=state_parts,
             budget=budget,
@@ -114,7 +114,7 @@ class Connection:
             weights,
             snapshots,
             Gate(settings.max_staleness, settings.gate_limit_s, settings.max_lead),
-            buffers=buffers,
+            buffers=self.protocol.buffers,
             state_parts=state_parts,
             interrupted=interrupted,
         )

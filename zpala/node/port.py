@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,7 @@ class GossipPort:
         snapshots: SnapshotSlots[events.Published],
         gate: Gate,
         *,
-        buffers: list[NDArray[np.float32]],
+        buffers: Sequence[NDArray[np.float32]],
         state_parts: Mapping[str, NDArray[np.float32]],
         interrupted: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,

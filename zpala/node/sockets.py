@@ -50,6 +50,8 @@ ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"  # where libzmq looks for it, in t
 ZAP_DOMAIN: Final = b"zpala"
 HANDSHAKES_FAILED: Final = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 
+READABLE: Final[int] = zmq.POLLIN  # for programs that wait for sockets of this module and import zmq nowhere
+WRITABLE: Final[int] = zmq.POLLOUT
 DEAD_LINK_S: Final = 10.0  # at least; must be longer than the longest exchange
 _HANDSHAKE_MS: Final = 3_000
 _RECONNECT_MS: Final = 100
@@ -60,6 +62,11 @@ _numbers = itertools.count()
 def node_context(*, encrypted: bool) -> Context:
     """The context of a node. One I/O thread moves 1 GB/s, but only 0.34 GB/s when it has to encrypt them: then there are two."""
     return zmq.Context(io_threads=2 if encrypted else 1)
+
+
+def poller() -> zmq.Poller:
+    """For the same programs: polls sockets of this module."""
+    return zmq.Poller()
 
 
 def listening_socket(host: str, port: int) -> socket.socket:

@@ -123,7 +123,7 @@ class Learner:
 
     def apply_and_publish(self, waiting: bool) -> None:
         for delta in self.deltas.take():
-            self.vector += self.node.buffers[delta.buffer]
+            self.vector += self.node.protocol.buffers[delta.buffer]
             self.gate.mixed(delta.line, delta.peer_version, self.updates, delta.from_doubt)
             self.applied.append(delta)
         self.publish(waiting)

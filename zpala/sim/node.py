@@ -197,7 +197,7 @@ class SimulatedNode:
         if not ending.late:
             ledger.slot(self.process, exchange, now)
         if ending.step is Step.COMPLETED:
-            delta = self.buffers[exchange.theirs].copy()
+            delta = self.protocol.buffers[exchange.theirs].copy()
             self._deltas[self.protocol._shadow.sequence] = delta
             ledger.completed(self.process, exchange, delta, now)
             self.cluster.exchanged()

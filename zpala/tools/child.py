@@ -1,4 +1,7 @@
-"""A measured child process that says one JSON object per line on stdout: read with a limit on every wait, stopped with all it started."""
+"""A measured child process that says one JSON object per line on stdout: read with a limit on every wait, stopped with all it started.
+
+One that takes orders is told them the same way, one JSON object per line of its stdin; ``orders`` and ``say`` are its own end.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -35,15 +39,16 @@ class Child:
     Args:
         name: what error texts call it.
         variables: added to this process's environment, without its ``ZPALA_*``.
+        takes_orders: it has a stdin, see ``tell``.
     """
 
-    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str], *, takes_orders: bool = False) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("ZPALA_")}
         self._name = name
         self._lines: deque[str] = deque(maxlen=REMEMBERED_LINES)
         self._process = subprocess.Popen(
             list(command),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if takes_orders else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment | {PARENT_VARIABLE: str(os.getpid())} | variables,
@@ -59,8 +64,21 @@ class Child:
         finally:
             self._signal(signal.SIGKILL)
             self._process.wait(STOP_LIMIT_S)
-            if self._process.stdout is not None:
-                self._process.stdout.close()
+            for stream in (self._process.stdout, self._process.stdin):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+
+    def tell(self, order: Mapping[str, Any]) -> None:
+        """One order, small enough for the pipe. Raises ChildFailed when the process does not listen any more."""
+        stream = self._process.stdin
+        if stream is None:
+            raise ValueError(f"{self._name} takes no orders")
+        try:
+            stream.write(json.dumps(order).encode() + b"\n")
+            stream.flush()
+        except BrokenPipeError:
+            raise self._failed("does not listen any more", ExitCode.UNEXPECTED) from None
 
     def events(self, limit_s: float) -> Iterator[dict[str, Any]]:
         """The objects it says, until it ends.
@@ -122,3 +140,15 @@ class Child:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+
+
+def orders() -> Iterator[dict[str, Any]]:
+    """In the child: the orders it is given, until its parent closes the pipe or ends."""
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def say(event: Mapping[str, Any]) -> None:
+    """In the child: one object for its parent."""
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
