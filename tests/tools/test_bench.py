@@ -453,6 +453,7 @@ def test_a_child_that_does_not_obey_is_killed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_a_real_node_is_measured() -> None:
     config = load_config(None, {"environment.num_envs": 4, "network.hidden_sizes": [8], "node.device": "cpu"}, {})
     output = io.StringIO()
@@ -469,6 +470,7 @@ def test_a_real_node_is_measured() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("vector", ["dummy", "subproc"])
 def test_the_other_side_is_measured_on_vectors_with_as_many_parameters(vector: str) -> None:
     pytest.importorskip("stable_baselines3")
