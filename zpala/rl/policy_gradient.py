@@ -261,7 +261,7 @@ class PolicyGradient(Algorithm):
             self.optimizer.step(self.flat.parameters, self.flat.gradients, learning_rate)
         return finite, grad_norm, floats
 
-    def _differentiated(self) -> None:  # noqa: B027 - a learner by itself has nothing to do here
+    def _differentiated(self) -> None:
         """The gradient of a loss lies in ``flat.gradients``, not scaled yet: learners of one model that go in step average it here."""
 
     def _observe(self, batch: Batch) -> None:

@@ -1,8 +1,8 @@
 """Synchronous data-parallel A2C: the classical alternative to gossip, a rival of ``zpala bench cluster``.
 
 Runs as a process of its own per learner, ``python -m zpala.tools.bench_sync RUN.toml LINE LEARNERS THREADS FOLDER``, and says rows of
-metrics as a node does. All learners average the gradient of every update by torch.distributed's all-reduce over gloo and make the same step:
-they stay equal, and each waits for the slowest in every update. Beside the all-reduce everything is a node's, see ``bench_learner``.
+metrics as a node does. All learners average the gradient of every update by torch.distributed's all-reduce over gloo and make the same
+step: they stay equal, and each waits for the slowest in every update. Beside the all-reduce everything is a node's, see ``bench_learner``.
 """
 
 from __future__ import annotations
