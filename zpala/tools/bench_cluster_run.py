@@ -194,18 +194,19 @@ def watch(children: Sequence[Child], learners: int, seconds: float, warmup_s: fl
 def learner_speed(interval: Sequence[Row], rows: Sequence[Row]) -> LearnerSpeed:
     """The figures between the first and the last row of ``interval``, a part of ``rows``."""
     first, last = interval[0], interval[-1]
-    seconds = last["time_s"] - first["time_s"]
+    seconds: float = last["time_s"] - first["time_s"]
 
     def per_second(name: str) -> float:
-        return float(last.get(name, 0.0) - first.get(name, 0.0)) / seconds
+        grown: float = last.get(name, 0.0) - first.get(name, 0.0)
+        return grown / seconds
 
-    spent = np.diff([row["time_s"] for row in interval])
+    spent_s = np.diff([row["time_s"] for row in interval])
     return LearnerSpeed(
         sps=per_second("env_steps"),
         updates_per_s=per_second("updates"),
         exchanges_per_s=per_second("gossip/exchanges"),
         gate_share=per_second("gossip/gate_wait_s"),
-        cpu_share=float(np.average([row["system/cpu_share"] for row in interval[1:]], weights=spent)),
+        cpu_share=float(np.average([row["system/cpu_share"] for row in interval[1:]], weights=spent_s)),
         rss_mb=last["system/rss_mb"],
         distance=float(np.mean([row.get("gossip/consensus_distance", 0.0) for row in interval[1:]])),
         trace=[(row["time_s"], row["env_steps"]) for row in rows],
