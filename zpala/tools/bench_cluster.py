@@ -203,7 +203,7 @@ def _part(name: str, speeds: Sequence[ClusterSpeed]) -> Part:
         f"{middle(lambda speed: speed.exchanges_per_update):4.2f} exchanges/update",
         f"gate {100 * middle(lambda speed: speed.mean('gate_share')):4.1f} %",
         f"{middle(lambda speed: speed.cpu):4.2f} cores",
-        f"{middle(lambda speed: speed.mean('rss_mb')):.0f} MB each",
+        f"{middle(lambda speed: speed.mean('rss_mb')):.0f} MB",
         f"distance {middle(lambda speed: speed.mean('distance')):.0e}",
     ]
     return Part(name, 1.0 / middle(lambda speed: speed.sps), "env_step", "  ".join(words))
@@ -217,7 +217,7 @@ def _same_work_facts(made: Plan, same: Sequence[tuple[int, Mapping[str, list[flo
         text = f"{readable(statistics.median(means))} per learner, slowest {readable(statistics.median(max(t[name]) for _, t in same))}"
         if name != made.main:
             own = [statistics.fmean(times[made.main]) for _, times in same]
-            text += f"; its time : {made.main}' {summarise([Pair('', a, b) for a, b in zip(means, own, strict=True)])}"
+            text += f"; {made.main} : it {summarise([Pair('', a, b) for a, b in zip(own, means, strict=True)])}"
         facts[f"{same[0][0]:,} env_steps, {name}"] = text
     return facts
 

@@ -89,8 +89,8 @@ def plan(config: Config, nodes: Sequence[int], *, slow: float, against: Rival | 
     if against == "sync":
         contenders[f"{count} in step"] = replace(zpala, kind="sync")
     if against == "shm":
-        contenders[f"{count} by shm, no gate"] = replace(zpala, kind="shm")
-        contenders[f"{count} by shm, gate {config.gossip.max_staleness}"] = replace(
+        contenders[f"{count} by shm"] = replace(zpala, kind="shm")
+        contenders[f"{count} by shm, K {config.gossip.max_staleness}"] = replace(
             zpala, kind="shm", shm_staleness=config.gossip.max_staleness
         )
     main = f"{count} nodes"
