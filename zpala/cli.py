@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -47,6 +48,7 @@ RunFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Seconds = Annotated[float, typer.Option("--seconds", metavar="X", min=1.0, help="Length of one measurement.")]
+Rival = Enum("Rival", {"sync": "sync", "shm": "shm"})
 Warmup = Annotated[float, typer.Option("--warmup", metavar="X", min=0.0, help="Seconds of training before it.")]
 
 
@@ -427,6 +429,46 @@ def bench_exchange(
     from zpala.tools.bench_exchange import bench_exchange as measure
 
     raise typer.Exit(measure(size=size, exchanges=exchanges, curve=curve, against=against, as_json=as_json))
+
+
+@bench_app.command("cluster", epilog=EPILOG)
+@_with_settings
+def bench_cluster(
+    run_file: RunFile = None,
+    nodes: Annotated[str, typer.Option("--nodes", "-n", metavar="N[,N...]", help="Nodes; several numbers: how the speed grows.")] = "4",
+    slow: Annotated[float, typer.Option("--slow", metavar="X", min=1.0, help="One node's environments are X times slower.")] = 1.0,
+    every_update: Annotated[
+        bool, typer.Option("--exchange-every-update", help="Exchanges are not held back by gossip's share of the time.")
+    ] = False,
+    against: Annotated[
+        Rival | None,
+        typer.Option("--against", help="The same by all-reduce, or by gossip over shared memory.", show_default=False),
+    ] = None,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", min=1, help="Rounds, forwards and backwards in turn.")] = 1,
+    seconds: Seconds = 8.0,
+    warmup: Warmup = 2.0,
+    as_json: Json = False,
+    *,
+    overrides: dict[str, object],
+) -> None:
+    """Several nodes on this machine beside as many times one alone, the same without gossip, or a rival."""
+    from zpala.tools.bench_cluster import bench_cluster as compare
+
+    raise typer.Exit(
+        compare(
+            run_file,
+            overrides,
+            os.environ,
+            nodes=nodes,
+            slow=slow,
+            every_update=every_update,
+            against=None if against is None else against.value,
+            pairs=pairs,
+            seconds=seconds,
+            warmup_s=warmup,
+            as_json=as_json,
+        )
+    )
 
 
 @config_app.command("show", epilog=EPILOG)

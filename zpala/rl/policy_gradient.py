@@ -252,6 +252,7 @@ class PolicyGradient(Algorithm):
         """
         self.flat.zero_gradients()
         total.backward()  # type: ignore[no-untyped-call]
+        self._differentiated()
         norm = clip_gradient_norm(self.flat.gradients, self._constants.max_grad_norm)
         # The one moment when the host waits for the device: nothing may be applied before it is known to be finite.
         loss, grad_norm, *floats = torch.stack([total.detach(), norm, *(number.detach() for number in numbers)]).tolist()
@@ -259,6 +260,9 @@ class PolicyGradient(Algorithm):
         if finite:
             self.optimizer.step(self.flat.parameters, self.flat.gradients, learning_rate)
         return finite, grad_norm, floats
+
+    def _differentiated(self) -> None:
+        """The gradient of a loss lies in ``flat.gradients``, not scaled yet: learners of one model that go in step average it here."""
 
     def _observe(self, batch: Batch) -> None:
         """Lets running statistics of observations, if there are any, see the rollout, when everything has been learnt from it."""

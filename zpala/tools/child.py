@@ -115,6 +115,10 @@ class Child:
             self._signal(signal.SIGKILL)
             return self._process.wait(STOP_LIMIT_S)
 
+    def kill(self) -> None:
+        """SIGKILL to it and all that it started; whoever reads its events finds them ended."""
+        self._signal(signal.SIGKILL)
+
     def _read(self, limit_s: float) -> Iterator[str]:
         stream = self._process.stdout
         if stream is None or stream.closed:
