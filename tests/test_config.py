@@ -336,6 +336,23 @@ def test_what_an_algorithm_cannot_do_is_refused() -> None:
     assert load_config(None, {"algorithm.name": "a2c", **reuse}, {}).algorithm_values(on_cpu=False)["reuse_activations"] is True
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"node.device": "cpu", "node.cuda_graphs": True}, ("cuda_graphs = true", 'device = "cpu"', 'Leave cuda_graphs at "auto"')),
+        ({"node.cuda_graphs": True, "algorithm.reuse_activations": True}, ("node.cuda_graphs = true", "Set one of them to false")),
+        ({"node.device": "cpu", "network.precision": "tf32"}, ('network.precision = "tf32"', 'Use "float32" or "bf16"')),
+        ({"network.precision": "bf61"}, ("network.precision = 'bf61'", '"float32" or "tf32" or "bf16"', 'did you mean "bf16"?')),
+        ({"node.cuda_graphs": "never"}, ("node.cuda_graphs = 'never'", '"auto"', "true or false")),
+    ],
+)
+def test_what_a_device_cannot_do_is_refused(settings: dict[str, object], words: tuple[str, ...]) -> None:
+    text = error_of(overrides=settings)
+    assert "--set n" in text
+    for word in words:
+        assert word in text
+
+
 def test_automatic_settings_depend_on_the_algorithm() -> None:
     normalized = {
         name: load_config(None, {"algorithm.name": name}, {}).algorithm_values()["normalize_advantage"] for name in ("a2c", "ppo")

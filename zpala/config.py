@@ -124,6 +124,9 @@ class NetworkConfig(Section):
     hidden_sizes: tuple[int, ...] = Field((64, 64), strict=False, description="Widths of the hidden layers of the mlp.")
     activation: Literal["tanh", "relu"] = Field("tanh", description="Activation of the mlp.")
     channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of image activations; parameters never change.")
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="Arithmetic of the trunks; bf16: bfloat16, tf32: on CUDA. Parameters stay float32, nodes may differ."
+    )
     initial_weights: Literal["orthogonal", "contrast"] = Field(
         "orthogonal", description="contrast: images excite the first units by what differs within them, and ten times more strongly."
     )
@@ -298,6 +301,9 @@ class NodeConfig(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: CUDA when there is one; cpu, cuda, cuda:1.")
     actors: int = Field(1, ge=1, description="Actor threads per group.")
     groups: int | Literal["auto"] = Field("auto", description="Groups of actors; auto: 1 on a CPU, 2 with an accelerator.")
+    cuda_graphs: bool | Literal["auto"] = Field(
+        "auto", description="Record what acting and learning compute, and replay it; auto: on CUDA, with an algorithm of zpala's own."
+    )
     threads: int | Literal["auto"] = Field(
         "auto", description="Threads of torch and ALE; auto: cores / nodes on this machine, 1 without images."
     )
@@ -317,6 +323,8 @@ class NodeConfig(Section):
             value = getattr(self, field)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f'{field} must be "auto" or at least 1')
+        if self.cuda_graphs is True and self.device == "cpu":
+            raise ValueError('cuda_graphs = true needs a CUDA device, not device = "cpu". Leave cuda_graphs at "auto"')
         return self
 
 
@@ -355,6 +363,16 @@ class Config(Section):
                 f"algorithm.reuse_activations = true needs vtrace.lag = 0, not {self.vtrace.lag}: the parameters that act would not be "
                 "those that learn"
             )
+        if self.node.cuda_graphs is True and self.algorithm.reuse_activations is True:
+            raise ValueError(
+                "node.cuda_graphs = true does not go with algorithm.reuse_activations = true: what is kept goes to another place at every "
+                "step, and a graph has one place for everything. Set one of them to false"
+            )
+        if self.network.precision == "tf32" and self.node.device == "cpu":
+            raise ValueError(
+                'network.precision = "tf32" is arithmetic of CUDA devices, not of node.device = "cpu". Use "float32" or "bf16" there: '
+                "nodes may differ in it"
+            )
         if any(size < 1 for size in self.network.hidden_sizes):
             raise ValueError("network.hidden_sizes must all be at least 1")
         return self
@@ -364,8 +382,8 @@ class Config(Section):
         return self.algorithm.name == "vtrace" and self.vtrace.lag > 0
 
     def network_values(self) -> dict[str, Any]:
-        """What ``zpala.rl.build_network`` takes by keyword, beside seed, heads and channels_last."""
-        values = self.network.model_dump(exclude={"initial_weights", "channels_last"})
+        """What ``zpala.rl.build_network`` takes by keyword, beside seed, heads and what is a node's own: channels_last, precision."""
+        values = self.network.model_dump(exclude={"initial_weights", "channels_last", "precision"})
         return {**values, "contrast": self.network.initial_weights == "contrast"}
 
     def algorithm_values(self, *, on_cpu: bool = True) -> dict[str, object]:

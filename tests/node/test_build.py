@@ -10,9 +10,11 @@ import torch
 from zpala.config import load_config
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import load_topology
-from zpala.node.build import agreement, build_parts
+from zpala.node.build import agreement, build_parts, check_device
+from zpala.node.errors import UsageError
 from zpala.node.specification import specification
 from zpala.rl.algorithms import ALGORITHMS
+from zpala.rl.graphs import Graphs
 
 HOSTS = "127.0.0.1:5670\n127.0.0.1:5671\n"
 
@@ -45,3 +47,45 @@ def test_nodes_with_an_algorithm_of_ones_own_agree_on_file_name_and_class(tmp_pa
     assert found[0] == found[1]
     assert found[0]["algorithm"] == "mine.py:Mine"
     assert {field for field, value in found[2].items() if found[0][field] != value} == {"algorithm"}
+
+
+def test_precision_is_each_nodes_own() -> None:
+    def agreed_with(precision: str) -> dict[str, str]:
+        config = load_config(None, {"network.precision": precision}, {})
+        spec = specification(config.environment)
+        parts = build_parts(config, spec, 0, torch.device("cpu"))
+        assert parts.algorithm.network.precision == precision
+        return dict(agreement(config, spec, parts, parse_hosts(HOSTS, "hosts.txt"), load_topology("full", 2)))
+
+    assert agreed_with("float32") == agreed_with("bf16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"node.cuda_graphs": True}, r"node\.cuda_graphs: true needs a CUDA device, and this node computes on the cpu\. Leave it at auto"),
+        ({"network.precision": "tf32"}, r"network\.precision: tf32 .* computes on the cpu\. Use float32 or bf16"),
+    ],
+)
+def test_what_the_device_cannot_do_is_refused_when_it_is_known(settings: dict[str, object], words: str) -> None:
+    config = load_config(None, settings, {})
+    with pytest.raises(UsageError, match=words):
+        check_device(config, torch.device("cpu"))
+    check_device(config, torch.device("cuda"))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    ("settings", "replays"),
+    [
+        ({}, True),
+        ({"node.cuda_graphs": False}, False),
+        ({"algorithm.reuse_activations": True}, False),
+        ({"algorithm.name": "examples/custom_algorithm.py:Reinforce"}, False),
+        ({"algorithm.name": "examples/custom_algorithm.py:Reinforce", "node.cuda_graphs": True}, True),
+    ],
+)
+def test_graphs_are_for_algorithms_that_are_known_to_be_fit(settings: dict[str, object], replays: bool) -> None:
+    config = load_config(None, settings, {})
+    parts = build_parts(config, specification(config.environment), 0, torch.device("cuda"))
+    assert isinstance(parts.algorithm.executor, Graphs) is replays

@@ -121,3 +121,23 @@ def test_a_side_stream_copy_holds_the_value_of_its_capture() -> None:
         assert seen == stamp
         assert float(slots.arrays[slot].min()) == float(slots.arrays[slot].max()) == stamp
         slots.release(slot)
+
+
+@pytest.mark.cuda
+def test_a_slot_is_written_again_while_the_device_is_busy() -> None:
+    """No synchronisation but the slots' own events: every slot has the value of its capture, in order."""
+    device = torch.device("cuda")
+    slots: SnapshotSlots[int] = SnapshotSlots(host_vectors(2, 1 << 20, device), copier(device))
+    vector, busy = torch.zeros(1 << 20, device=device), torch.ones((1024, 1024), device=device)
+    seen: list[int] = []
+    for stamp in range(2000):
+        busy = busy @ busy / 1024.0
+        vector.fill_(stamp)
+        slots.capture(vector, stamp)
+        vector.fill_(-1.0)
+        for slot, of in slots.completed():
+            assert float(slots.arrays[slot].min()) == float(slots.arrays[slot].max()) == of
+            slots.release(slot)
+            seen.append(of)
+    assert seen == sorted(seen)
+    assert len(seen) > 10

@@ -59,7 +59,7 @@ def test_the_run_file_and_the_registry_have_the_same_names() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_comes_from_the_run_file(name: str) -> None:
-    values = load_config(None, {"algorithm.name": name}, {}).algorithm_values()
+    values = load_config(None, {"algorithm.name": name}, {}).algorithm_values(on_cpu=False)
     settings = ALGORITHMS[name].Settings
     assert {field.name for field in fields(settings)} <= values.keys()
     assert settings(**{field.name: values[field.name] for field in fields(settings)}) == settings()

@@ -16,8 +16,8 @@ from zpala.rl.flat import FlatParameters
 from zpala.rl.lstm import LSTM
 from zpala.rl.networks import ActorCritic, build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
-from zpala.rl.policy_gradient import STATES, PolicyGradient
-from zpala.rl.ppo import PPO, VALUES, PPOSettings
+from zpala.rl.policy_gradient import STATES, VALUES, PolicyGradient
+from zpala.rl.ppo import PPO, PPOSettings
 from zpala.rl.rollout import Rollout
 from zpala.rl.vtrace import VTrace, VTraceSettings
 
@@ -140,7 +140,7 @@ def test_a_rollout_equals_playing_every_game_step_by_step(mode: str, separate: b
     resets, games = 0, 0
     for _ in range(3):
         play(agent, environments, rollout, groups)
-        batch = agent._batch(rollout)
+        batch = agent._batch(agent._columns(rollout), agent._fixed(rollout))
         outputs, values = agent._forward(batch)
         for t in range(5):
             for n in range(4):
@@ -214,7 +214,7 @@ def test_the_gradient_reaches_through_the_rollout(kind: type[PolicyGradient], se
     environments.close()
 
 
-def test_ppo_learns_from_every_valid_step_once_per_epoch() -> None:
+def test_an_epoch_of_ppo_has_every_valid_step_once() -> None:
     environments = scripted("NextStep")
     agent = recurrent(PPO, PPOSettings(epochs=3, minibatch_size=4), environments.spec)
     rollout = Rollout(environments.spec, 5, 4, extra=agent.per_step())
@@ -222,13 +222,13 @@ def test_ppo_learns_from_every_valid_step_once_per_epoch() -> None:
     play(agent, environments, rollout)
     assert isinstance(agent, PPO)
     valid = rollout.valid.flatten().nonzero().squeeze(-1)
-    batch = agent._batch(rollout)
+    batch = agent._batch(agent._columns(rollout), agent._fixed(rollout))
     values = agent._forward(batch).values
     chosen = []
-    for cells, output in agent._minibatches(batch, valid):
+    for cells, output in agent._sequences(batch, parts=4):
         torch.testing.assert_close(output.values, values[cells])
         chosen += cells.tolist()
-    assert sorted(chosen) == sorted(valid.tolist() * 3)
+    assert sorted(chosen) == sorted(valid.tolist())
     assert not rollout.valid.all()
     environments.close()
 

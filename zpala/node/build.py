@@ -30,8 +30,10 @@ from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, bui
 from zpala.rl.combinations import Choice, UnsupportedCombination, refuse_combinations
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
+from zpala.rl.graphs import CudaRecorder, Graphs
 from zpala.rl.networks import Network, build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
+from zpala.rl.precision import set_float32_arithmetic
 from zpala.rl.rollout import Rollout
 from zpala.rl.seeding import environment_seeds, torch_seed
 
@@ -52,7 +54,22 @@ def choose_device(name: str) -> torch.device:
             f"node.device: {name} was asked for and this machine shows {torch.cuda.device_count()} CUDA device(s). Use --device cpu.",
             ExitCode.CUDA,
         )
+    if device.index is not None:
+        torch.cuda.set_device(device)  # streams, graphs and pinned memory are the present device's
     return device
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """Refuses with a ``UsageError`` what ``device`` cannot do; the configuration may have left it open which one it is."""
+    if device.type == "cuda":
+        return
+    if config.node.cuda_graphs is True:
+        raise UsageError(f"node.cuda_graphs: true needs a CUDA device, and this node computes on the {device}. Leave it at auto.")
+    if config.network.precision == "tf32":
+        raise UsageError(
+            f"network.precision: tf32 is arithmetic of CUDA devices, and this node computes on the {device}. Use float32 or bf16 here: "
+            "nodes may differ in it."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,10 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         algorithm = build_algorithm(config.algorithm.name, values, network, flat, optimizer, seed=torch_seed(config.run.seed, line))
     except AlgorithmError as error:
         raise UsageError(f"algorithm: {error}.") from error
+    if device.type == "cuda":
+        set_float32_arithmetic(config.network.precision)
+        if _with_graphs(config):
+            algorithm.executor = Graphs(CudaRecorder(device))
     weights = Weights(flat.parameters, optimizer.state)
     schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel, flat.learnt_from)
     return Parts(algorithm, flat, weights, schema, network.describe())
@@ -101,6 +122,13 @@ def check_parts(config: Config, spec: EnvironmentSpec) -> None:
         _network(config, spec, device)
     else:
         build_parts(config, spec, 0, device)
+
+
+def _with_graphs(config: Config) -> bool:
+    """``auto``: with algorithms that are known to compute nothing that a graph would freeze, unless they keep activations."""
+    if config.node.cuda_graphs != "auto":
+        return config.node.cuda_graphs
+    return config.algorithm.name in ALGORITHMS and config.algorithm.reuse_activations is not True
 
 
 def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Network:
@@ -121,6 +149,7 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
             channels_last=device.type == "cpu" if channels_last == "auto" else channels_last,
             seed=config.run.seed,
             heads=kind.HEADS,
+            precision=config.network.precision,
             **config.network_values(),
         )
     except ValueError as error:
@@ -216,7 +245,7 @@ def stop_actors(groups: list[ActorGroup]) -> None:
 
 
 def agreement(config: Config, spec: EnvironmentSpec, parts: Parts, hosts: HostList, topology: Topology) -> Mapping[str, str]:
-    """What every node of a run must have equal (design D8); lr, device, num_envs and num_steps need not be."""
+    """What every node of a run must have equal (design D8); lr, device, precision, num_envs and num_steps need not be."""
     g = config.gossip
     fields = {
         **spec.agreement(),

@@ -18,7 +18,7 @@ from zpala.exit_codes import ExitCode
 from zpala.gossip.hosts import HostList
 from zpala.gossip.topology import Topology, load_topology
 from zpala.metrics import MetricsLog
-from zpala.node.build import agreement, build_actor_groups, build_parts, check_memory, choose_device, start_actor, stop_actors
+from zpala.node.build import agreement, build_actor_groups, build_parts, check_device, check_memory, choose_device, start_actor, stop_actors
 from zpala.node.claim import Claim, Machine, claim_line
 from zpala.node.connection import Connection
 from zpala.node.door import raise_descriptor_limit
@@ -89,6 +89,7 @@ def _run(
         # Build everything first: whatever is wrong shows before anything is written and before a peer hears of this node.
         spec = specification(config.environment)
         device = choose_device(config.node.device)
+        check_device(config, device)
         claim = _claim(config, hosts, hosts_source, name)
         stack.callback(claim.close)
         host = hosts.hosts[claim.line]

@@ -16,8 +16,10 @@ from zpala.rl.environments import (
     environment_spec,
     make_environments,
 )
+from zpala.rl.execution import Eager, Executor
 from zpala.rl.exploration import EpsilonGreedy
 from zpala.rl.flat import FlatEntry, FlatParameters
+from zpala.rl.graphs import CudaRecorder, Graphs
 from zpala.rl.inputs import Inputs, Normalizer, Unpacking
 from zpala.rl.lstm import LSTM
 from zpala.rl.networks import ActionValues, ActorCritic, Network, Output, Step, build_network
@@ -57,17 +59,21 @@ __all__ = [
     "Box",
     "Categorical",
     "Combined",
+    "CudaRecorder",
     "DQNSettings",
     "Discounts",
     "Discrete",
+    "Eager",
     "EnvironmentSpec",
     "Environments",
     "Episode",
     "EpsilonGreedy",
     "Evaluated",
+    "Executor",
     "FlatEntry",
     "FlatParameters",
     "Gaussian",
+    "Graphs",
     "ImpalaResNet",
     "Inputs",
     "MultiCategorical",

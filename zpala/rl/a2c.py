@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
+from zpala.rl.descent import downhill, stepped
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.policies import Evaluated
-from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.policy_gradient import Columns, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.rollout import Rollout
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "grad_norm")
@@ -97,20 +99,24 @@ class A2C(PolicyGradient):
         super().__init__(network, flat, optimizer, settings, seed=seed, reuse_activations=settings.reuse_activations)
         self.settings = settings
 
-    def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        with self._looking(rollout, t, start, stop):
-            outputs = self._look_for_policy(rollout, t, start, stop)
-        return self.policy.actions(self._draw(outputs, rollout, t, start, stop))
-
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout, whose every action ``act`` has chosen with the present parameters.
 
         ``value_loss`` is the mean squared error, ``grad_norm`` the L2 norm before clipping.
         """
-        settings = self.settings
         if not rollout.valid.any():
             return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
-        batch = self._batch(rollout)
+        found = self.executor.run(self._learn, self._columns(rollout), self._fixed(rollout)).tolist()
+        finite = stepped(found, self.flat, self.optimizer, learning_rate)
+        if finite:
+            self._observe(rollout)
+        _, grad_norm, *numbers = found
+        return Statistics(finite, dict(zip(STATISTICS, (*numbers, grad_norm), strict=True)))
+
+    def _learn(self, columns: Columns, fixed: Fixed) -> Tensor:
+        """The gradient, and what ``downhill`` returns with the statistics."""
+        settings = self.settings
+        batch = self._batch(columns, fixed)
         outputs, values = self._forward(batch)
         returns = self._returns(batch, values.detach().view_as(batch.rewards)).flatten()
         valid = batch.valid.flatten()
@@ -124,7 +130,4 @@ class A2C(PolicyGradient):
             normalize_advantage=settings.normalize_advantage,
         )
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid))
-        finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
-        if finite:
-            self._observe(batch)
-        return Statistics(finite, dict(zip(STATISTICS, (*floats, grad_norm), strict=True)))
+        return downhill(self.flat, loss.total, settings.max_grad_norm, numbers, self._differentiated)

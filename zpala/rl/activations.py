@@ -69,9 +69,10 @@ class Activations:
         finally:
             self.mode = "off"
 
-    def kept(self, layer: nn.Module) -> Tensor:
-        """What ``layer`` made of all cells."""
-        return self._kept[id(layer)]
+    def recall(self, layer: nn.Module, *arguments: Any) -> tuple[Tensor, ...]:
+        """``arguments`` as ``layer`` computed with them (it may have been bfloat16), and what it made of all cells."""
+        kept = self._kept[id(layer)]
+        return *(argument.to(kept.dtype) for argument in arguments), kept
 
     def rows(self, layer: nn.Module, like: Tensor, *, flat: bool) -> Tensor:
         """Where ``layer`` writes what it makes of the present cells: a view shaped as ``like``, in the same layout unless ``flat``."""
@@ -112,7 +113,7 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         memory = self.activations
         if memory is not None and memory.mode == "recall":
-            recalled: Tensor = _RecalledConvolution.apply(x, self.weight, self.bias, memory.kept(self), self)  # type: ignore[no-untyped-call]
+            recalled: Tensor = _RecalledConvolution.apply(*memory.recall(self, x, self.weight, self.bias), self)  # type: ignore[no-untyped-call]
             return recalled.flatten(1) if self.flat else recalled
         y = super().forward(x)
         if memory is not None and memory.mode == "keep":
@@ -132,7 +133,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         memory = self.activations
         if memory is not None and memory.mode == "recall":
-            recalled: Tensor = _RecalledLinear.apply(x, self.weight, self.bias, memory.kept(self))  # type: ignore[no-untyped-call]
+            recalled: Tensor = _RecalledLinear.apply(*memory.recall(self, x, self.weight, self.bias))  # type: ignore[no-untyped-call]
             return recalled
         y = super().forward(x)
         if memory is not None and memory.mode == "keep":

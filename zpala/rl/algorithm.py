@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from zpala.rl.environments import EnvironmentSpec
+from zpala.rl.execution import Eager, Executor
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Heads, Network
 from zpala.rl.optimizers import Optimizer
@@ -62,6 +63,8 @@ class Algorithm(ABC):
         optimizer: over ``flat``'s vectors.
         settings: a ``Settings`` of the class.
         seed: of the algorithm's random numbers, another one on every node (``seeding.torch_seed``).
+    Attributes:
+        executor: runs what it computes on its device; whoever made it may put another one there before the first rollout.
     """
 
     HEADS: ClassVar[Heads] = "actor_critic"  # what kind of network it needs
@@ -72,6 +75,7 @@ class Algorithm(ABC):
         self.flat = flat
         self.optimizer = optimizer
         self.device = flat.parameters.device
+        self.executor: Executor = Eager(self.device)
 
     @classmethod  # noqa: B027 - few keep much
     def check_memory(cls, settings: Any, spec: EnvironmentSpec, num_envs: int, available_bytes: int) -> None:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
+from zpala.rl.descent import downhill
 from zpala.rl.environments import EnvironmentSpec
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
@@ -49,6 +52,18 @@ class DQNSettings(QLearningSettings):
     prioritized: bool = False
     priority_exponent: float = 0.6
     priority_beta: float = 0.4
+
+
+class Drawn(NamedTuple):
+    """A batch of the replay as learning takes it."""
+
+    observations: Tensor  # [B, ...]
+    actions: Tensor  # i64[B]
+    rewards: Tensor  # f32[B], of all its steps
+    next_observations: Tensor  # [B, ...]
+    terminated: Tensor  # bool[B]
+    discounts: Tensor  # f32[B], of the value of the next observation
+    weights: Tensor  # f32[B], of the loss
 
 
 class DQN(QLearning):
@@ -135,7 +150,7 @@ class DQN(QLearning):
         return self.replay
 
     def _learn(self, replay: Replay, learning_rate: float, progress: float) -> tuple[bool, list[float]]:
-        """One optimiser step from one batch; returns what ``_descend`` does: loss, gradient's norm, mean value of the actions taken."""
+        """One optimiser step from one batch; returns whether it was finite, and loss, gradient's norm, mean value of the actions taken."""
         settings = self.settings
         beta = settings.priority_beta + (1.0 - settings.priority_beta) * min(progress, 1.0)
         batch = replay.sample(
@@ -146,15 +161,29 @@ class DQN(QLearning):
             gamma=settings.gamma,
             clip_rewards=settings.clip_rewards,
         )
-        discounts = self._move(batch.discounts) * ~self._move(batch.terminated)
-        targets = torch.addcmul(self._move(batch.rewards), discounts, self._best_values(self._move(batch.next_observations)))
-        values = self.network(self._move(batch.observations))
-        chosen = values.gather(-1, self._move(batch.actions).unsqueeze(-1)).squeeze(-1)
-        loss = q_loss(chosen, targets, self._move(batch.weights) / settings.batch_size, settings.loss)
-        finite, numbers = self._descend(loss, learning_rate, chosen.mean())
+        drawn = Drawn(
+            batch.observations,
+            batch.actions,
+            batch.rewards,
+            batch.next_observations,
+            batch.terminated,
+            batch.discounts,
+            batch.weights / settings.batch_size,
+        )
+        found, errors = self.executor.run(self._descent, drawn, {})
+        numbers: list[float] = found.tolist()
+        finite = self._step(numbers, learning_rate)
         if finite and settings.prioritized:
-            replay.update_priorities(batch.indices, targets - chosen.detach())
+            replay.update_priorities(batch.indices, errors)
         return finite, numbers
+
+    def _descent(self, drawn: Drawn, fixed: Fixed) -> tuple[Tensor, Tensor]:
+        """The gradient, what ``downhill`` returns with the mean value of the actions taken, and the errors f32[B]."""
+        targets = torch.addcmul(drawn.rewards, drawn.discounts * ~drawn.terminated, self._best_values(drawn.next_observations))
+        values = self.network(drawn.observations)
+        chosen = values.gather(-1, drawn.actions.unsqueeze(-1)).squeeze(-1)
+        loss = q_loss(chosen, targets, drawn.weights, self.settings.loss)
+        return downhill(self.flat, loss, self.settings.max_grad_norm, (chosen.mean(),)), targets - chosen.detach()
 
 
 def _finite(rollout: Rollout) -> bool:

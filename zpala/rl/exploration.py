@@ -8,6 +8,7 @@ actions depend on how the environments are grouped.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,6 +52,13 @@ def annealed(final: float, fraction: float, progress: float) -> float:
     return 1.0 + (final - 1.0) * max(progress, 0.0) / fraction
 
 
+class Chance(NamedTuple):
+    """Of one action in each of B environments."""
+
+    explores: Tensor  # bool[B]: it is any action
+    uniform: Tensor  # f32[B] in [0, 1): then this one
+
+
 class EpsilonGreedy:
     """Chooses the action of the highest value, or with probability epsilon any action.
 
@@ -81,10 +89,13 @@ class EpsilonGreedy:
         self._chance.uniform_(generator=self._generator)
         self._explores = self._chance[0] < torch.tensor(epsilons).to(self._device, non_blocking=True)
 
+    def chance(self, t: int, start: int, stop: int) -> Chance:
+        """That of step ``t``, for the environments [start, stop)."""
+        return Chance(self._explores[t, start:stop], self._chance[1, t, start:stop])
+
     def actions(self, values: Tensor, t: int, start: int, stop: int) -> Tensor:
         """Actions i64[stop - start] of step ``t`` from the ``values`` f32[stop - start, A] of the environments [start, stop)."""
-        any_action = _any_action(self._chance[1, t, start:stop], values.shape[-1])
-        return torch.where(self._explores[t, start:stop], any_action, values.argmax(dim=-1))
+        return explored(values, self.chance(t, start, stop))
 
     def state(self) -> Tensor:
         """Of the random stream, u8 on the CPU."""
@@ -95,10 +106,15 @@ class EpsilonGreedy:
         self._generator.set_state(state)
 
 
+def explored(values: Tensor, chance: Chance) -> Tensor:
+    """Actions i64[B] from ``values`` f32[B, A]: the best ones, and any where ``chance`` says so."""
+    return torch.where(chance.explores, _any_action(chance.uniform, values.shape[-1]), values.argmax(dim=-1))
+
+
 def sampled(values: Tensor, epsilon: float, sampler: torch.Generator) -> Tensor:
     """Actions i64[B] from ``values`` f32[B, A] of the CPU, with one ``epsilon`` for all; ``sampler`` is the CPU's."""
     chance = torch.rand((2, len(values)), generator=sampler)
-    return torch.where(chance[0] < epsilon, _any_action(chance[1], values.shape[-1]), values.argmax(dim=-1))
+    return explored(values, Chance(chance[0] < epsilon, chance[1]))
 
 
 def _any_action(uniform: Tensor, num_actions: int) -> Tensor:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from zpala.rl.action_spaces import Discrete
 from zpala.rl.activations import Activations
 from zpala.rl.environments import EnvironmentSpec
-from zpala.rl.inputs import Inputs, Normalizer, Unpacking
+from zpala.rl.inputs import Inputs, Normalizer, Prepared, Unpacking
 from zpala.rl.lstm import LSTM
 from zpala.rl.observations import ObservationPart
 from zpala.rl.policies import Gaussian, Policy, policy_for
+from zpala.rl.precision import Precision, arithmetic
 from zpala.rl.trunks import IMAGE_MIN, MLP, Activation, Combined, ImageTrunk, NetworkName, Trunk, build_trunk, linear
 
 Core = Literal["none", "lstm"]
@@ -34,15 +35,23 @@ class Network(nn.Module, ABC):
         inputs: what happens to an observation before the trunks see it.
         trunk: the only one, or the policy's.
         activations: its memory of what it computed when actions were chosen.
+        precision: with which its trunks compute.
     """
 
     inputs: Inputs
     trunk: Trunk
     activations: Activations
+    precision: Precision = "float32"
 
     def observe(self, observations: Tensor, valid: Tensor) -> None:
         """Lets the running statistics of observations, if the network has any, see ``observations`` [B, ...] where ``valid`` bool[B]."""
         self.inputs.observe(observations, valid)
+
+    def _features(self, trunk: Trunk, x: Prepared) -> Tensor:
+        """What ``trunk`` makes of prepared observations, f32[B, size]."""
+        with arithmetic(self.precision, (x if isinstance(x, Tensor) else x[0]).device):
+            features: Tensor = trunk(x)
+        return features.float()
 
     @abstractmethod
     def describe(self) -> str:
@@ -116,17 +125,17 @@ class ActorCritic(Network):
     def forward(self, observation: Tensor) -> Output:
         """Observations [B, ...] -> what the heads say. Not for a network with a memory."""
         x = self.inputs(observation)
-        features = self.trunk(x)
-        return Output(self._policy(features), self.value(features if self.critic is None else self.critic(x)).squeeze(-1))
+        features = self._features(self.trunk, x)
+        return Output(self._policy(features), self.value(features if self.critic is None else self._features(self.critic, x)).squeeze(-1))
 
     def policies(self, observation: Tensor) -> Tensor:
         """Observations [B, ...] -> policy outputs f32[B, P], without the value."""
-        return self._policy(self.trunk(self.inputs(observation)))
+        return self._policy(self._features(self.trunk, self.inputs(observation)))
 
     def values(self, observation: Tensor) -> Tensor:
         """Observations [B, ...] -> values f32[B], without the policy."""
         x = self.inputs(observation)
-        values: Tensor = self.value((self.trunk if self.critic is None else self.critic)(x))
+        values: Tensor = self.value(self._features(self.trunk if self.critic is None else self.critic, x))
         return values.squeeze(-1)
 
     def step(self, observation: Tensor, fresh: Tensor, state: Tensor) -> Step:
@@ -138,7 +147,7 @@ class ActorCritic(Network):
             state: f32[N, S], what is remembered from before.
         """
         x = self.inputs(observation)
-        states = [core.step(tower(x), fresh, part) for core, tower, part in self._memories(state)]
+        states = [core.step(self._features(tower, x), fresh, part) for core, tower, part in self._memories(state)]
         features = [after.chunk(2, dim=-1)[0] for after in states]
         return Step(self._policy(features[0]), self.value(features[-1]).squeeze(-1), torch.cat(states, dim=-1))
 
@@ -153,7 +162,9 @@ class ActorCritic(Network):
             of T * N observations.
         """
         x = self.inputs(observations.flatten(0, 1))
-        features = [core(tower(x).unflatten(0, fresh.shape), fresh, part).flatten(0, 1) for core, tower, part in self._memories(state)]
+        features = [
+            core(self._features(tower, x).view(*fresh.shape, -1), fresh, part).flatten(0, 1) for core, tower, part in self._memories(state)
+        ]
         return Output(self._policy(features[0]), self.value(features[-1]).squeeze(-1))
 
     def describe(self) -> str:
@@ -194,7 +205,7 @@ class ActionValues(Network):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Observations [B, ...] -> f32[B, A]."""
-        features = self.trunk(self.inputs(observation))
+        features = self._features(self.trunk, self.inputs(observation))
         advantages: Tensor = self.advantage(features)
         if self.value is None:
             return advantages
@@ -225,6 +236,7 @@ def build_network(
     normalize_observations: bool = False,
     squash_actions: bool = False,
     dueling: bool = False,
+    precision: Precision = "float32",
 ) -> Network:
     """The network for ``spec``, on the CPU, initialised from ``seed``.
 
@@ -238,6 +250,7 @@ def build_network(
         normalize_observations: vectors get mean 0 and standard deviation 1, see ``inputs.Normalizer``.
         squash_actions: actor_critic: see ``policies.SquashedGaussian``.
         dueling: action_values: see ``ActionValues``.
+        precision: of its trunks, see ``precision``; "tf32" is a matter of the process.
     Raises:
         ValueError: the network does not fit observations or actions, or its weights cannot begin so.
     """
@@ -269,6 +282,7 @@ def build_network(
         distribution = policy_for(spec.actions, squash=squash_actions)
         size = core_size if core == "lstm" else 0
         network = ActorCritic(inputs, first, distribution, critic=trunk() if separate else None, core_size=size)
+    network.precision = precision
     network.initialise(seed)
     return network
 

@@ -184,6 +184,7 @@ class SquashedGaussian(Gaussian):
         if not bool(ends.isfinite().all()):
             raise ValueError("network.squash_actions needs an action space with finite ends on all sides; leave it at false")
         self._middle, self._half = ends.mean(0), (ends[1] - ends[0]) / 2.0
+        self._ends: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def evaluate(self, outputs: Tensor, draws: Tensor) -> Evaluated:
         gaussian = super().evaluate(outputs, draws)
@@ -193,7 +194,10 @@ class SquashedGaussian(Gaussian):
         return Evaluated(gaussian.log_probabilities - _log_slope(draws), gaussian.entropies + _log_slope(moving))
 
     def actions(self, draws: Tensor) -> Tensor:
-        return torch.addcmul(self._middle.to(draws.device), self._half.to(draws.device), draws.tanh())
+        if draws.device not in self._ends:
+            self._ends[draws.device] = self._middle.to(draws.device), self._half.to(draws.device)
+        middle, half = self._ends[draws.device]
+        return torch.addcmul(middle, half, draws.tanh())
 
     def describe(self) -> str:
         return f"squashed {super().describe()}"

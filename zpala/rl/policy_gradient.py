@@ -9,8 +9,7 @@ rollout again from there, and its gradient reaches back to the rollout's beginni
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -19,14 +18,16 @@ import torch
 from torch import Tensor
 
 from zpala.rl.algorithm import Algorithm
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActorCritic, Network, Output
-from zpala.rl.optimizers import Optimizer, clip_gradient_norm
+from zpala.rl.optimizers import Optimizer
 from zpala.rl.policies import Evaluated
 from zpala.rl.returns import Discounts, discounts, lambda_returns
 from zpala.rl.rollout import PerStep, Rollout
 
-STATES, DRAWS = "states", "draws"
+# What acting may leave in the slab: ``per_step`` of an algorithm has those that it wants.
+STATES, DRAWS, LOG_PROBABILITIES, VALUES = "states", "draws", "log_probabilities", "values"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,27 @@ class PolicyGradientSettings:
     max_grad_norm: float = 0.5
     normalize_advantage: bool = False
     clip_rewards: bool = False
+
+
+class Sight(NamedTuple):
+    """What acting goes by, for N environments. ``fresh`` and ``state``: only of a network with a memory."""
+
+    observation: Tensor  # [N, ...]
+    noise: Tensor  # f32[N, ...]
+    fresh: Tensor | None  # bool[N]
+    state: Tensor | None  # f32[N, S]
+
+
+class Columns(NamedTuple):
+    """What learning takes from the slab. Where games were truncated it is known already what the values behind the rollout are."""
+
+    draws: Tensor  # [T, N, ...] of the policy
+    rewards: Tensor  # f32[T, N], raw
+    terminated: Tensor  # bool[T, N]
+    truncated: Tensor  # bool[T, N]
+    valid: Tensor  # bool[T, N]
+    final_values: Tensor | None  # f32[T, N]; None: no game was truncated
+    behind: Tensor  # the value of observation T, f32[N]; without final_values the observation, [N, ...]
 
 
 class Batch(NamedTuple):
@@ -90,6 +112,7 @@ class PolicyGradient(Algorithm):
         self._actor = self.network  # with which it acts
         self._constants: PolicyGradientSettings = settings
         self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._kept: tuple[str, ...] = ()  # what acting leaves in the slab
         self._noise = torch.empty(0)
         self._observations: Tensor | None = None
         self._state = self._first_state = torch.empty(0)  # f32[N, S], now and before the rollout
@@ -108,17 +131,30 @@ class PolicyGradient(Algorithm):
         """All noise of the rollout at once."""
         shape = (rollout.num_steps, rollout.num_envs, *self.policy.noise_shape)
         if self._noise.shape != shape:
+            self._kept = tuple(name for name in self.per_step() if name in (STATES, DRAWS, LOG_PROBABILITIES, VALUES))
             self._noise = torch.empty(shape, device=self.device)
             if self.device.type != "cpu":
                 self._observations = torch.empty_like(rollout.observations, device=self.device)
             if self.network.state_size:
                 self._state = torch.zeros((rollout.num_envs, self.network.state_size), device=self.device)
+                self._first_state = torch.empty_like(self._state)
                 self._fresh = torch.ones((rollout.num_steps, rollout.num_envs), dtype=torch.bool, device=self.device)
         self.policy.fill(self._noise, self._generator)
         if self._reuses:
             self.network.activations.begin(rollout.num_steps * rollout.num_envs)
         if self.network.state_size:
-            self._first_state = self._state.clone()
+            self._first_state.copy_(self._state)
+
+    def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
+        cells = t, slice(start, stop)
+        with self._looking(rollout, t, start, stop):
+            sight = Sight(self._observation(rollout, t, start, stop), self._noise[cells], *self._memory(rollout, t, start, stop))
+            actions, *kept = self.executor.run(self._act, sight, {})
+            for name, tensor in zip(self._kept, kept, strict=True):
+                rollout.extra[name][cells] = tensor
+            if self.network.state_size:
+                self._state[start:stop] = rollout.extra[STATES][cells]
+        return actions
 
     @torch.inference_mode()
     def choose(self, observations: Tensor, begins: Tensor, sampler: torch.Generator | None) -> Tensor:
@@ -151,35 +187,29 @@ class PolicyGradient(Algorithm):
             return torch.inference_mode()
         return self.network.activations.keeping(t * rollout.num_envs + start, t * rollout.num_envs + stop)
 
-    def _look(self, rollout: Rollout, t: int, start: int, stop: int) -> Output:
-        """What the network says of observation ``t`` of the environments [start, stop), remembering it if it has a memory."""
-        observation = self._observation(rollout, t, start, stop)
-        if not self.network.state_size:
-            return cast(Output, self._actor(observation))
-        return self._remember(rollout, t, start, stop, observation)
+    def _act(self, sight: Sight, fixed: Fixed) -> tuple[Tensor, ...]:
+        """One draw of the policy for each row: the actions, and of what was found with them what the slab keeps."""
+        found: dict[str, Tensor] = {}
+        if sight.fresh is not None and sight.state is not None:
+            outputs, found[VALUES], found[STATES] = self._actor.step(sight.observation, sight.fresh, sight.state)
+        elif VALUES in self._kept:
+            outputs, found[VALUES] = self._actor(sight.observation)
+        else:
+            outputs = self._actor.policies(sight.observation)
+        draws = found[DRAWS] = self.policy.draw(outputs, sight.noise)
+        if LOG_PROBABILITIES in self._kept:
+            found[LOG_PROBABILITIES] = self.policy.log_probabilities(outputs, draws)
+        return self.policy.actions(draws), *(found[name] for name in self._kept)
 
-    def _look_for_policy(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        """The same, without the value."""
-        observation = self._observation(rollout, t, start, stop)
+    def _memory(self, rollout: Rollout, t: int, start: int, stop: int) -> tuple[Tensor | None, Tensor | None]:
+        """Where a game begins with observation ``t``, and what is remembered until then; nothing without a memory."""
         if not self.network.state_size:
-            return self._actor.policies(observation)
-        return self._remember(rollout, t, start, stop, observation).policy
-
-    def _remember(self, rollout: Rollout, t: int, start: int, stop: int, observation: Tensor) -> Output:
+            return None, None
         # Row t - 1 of the slab says whether a game ended there; before row 0 that is the last row of the rollout before, which still stands
         # there. A reset step is followed by the first observation of a game, too. In a new slab every game has just ended.
         ended = rollout.terminated[t - 1, start:stop] | rollout.truncated[t - 1, start:stop] | ~rollout.valid[t - 1, start:stop]
         self._fresh[t, start:stop] = ended
-        step = self._actor.step(observation, self._fresh[t, start:stop], self._state[start:stop])
-        self._state[start:stop] = rollout.extra[STATES][t, start:stop] = step.state
-        return Output(step.policy, step.values)
-
-    def _draw(self, outputs: Tensor, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        """One draw of the policy for each row of ``outputs`` f32[stop - start, P]."""
-        draws = self.policy.draw(outputs, self._noise[t, start:stop])
-        if self.policy.latent:
-            rollout.extra[DRAWS][t, start:stop] = draws
-        return draws
+        return self._fresh[t, start:stop], self._state[start:stop]
 
     def _observation(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
         """Observation ``t`` on the device."""
@@ -190,17 +220,32 @@ class PolicyGradient(Algorithm):
 
     # -- for subclasses: learning ------------------------------------------------------------------------------------------------------
 
-    def _batch(self, rollout: Rollout) -> Batch:
-        """The whole rollout on the device, ends of games as discounts, with the values behind it by the present parameters."""
-        observations = self._observations if self._observations is not None else rollout.observations
-        rewards, valid = self._move(rollout.rewards), self._move(rollout.valid)
-        terminated, truncated = self._move(rollout.terminated), self._move(rollout.truncated)
-        draws = rollout.extra[DRAWS] if self.policy.latent else self._move(rollout.actions)
-        if self._constants.clip_rewards:
-            rewards = rewards.clamp(-1.0, 1.0)
-        final_values, bootstrap_values = self._values_behind(rollout)
-        discount = discounts(terminated, truncated, self._constants.gamma)
-        return Batch(observations[:-1], draws, rewards, discount, valid, final_values, bootstrap_values)
+    def _columns(self, rollout: Rollout) -> Columns:
+        """Where games were truncated, the values behind them are found out here: how many there are decides a shape."""
+        draws = rollout.extra[DRAWS] if self.policy.latent else rollout.actions
+        slab = rollout.rewards, rollout.terminated, rollout.truncated, rollout.valid
+        if rollout.truncated.any():
+            return Columns(draws, *slab, *self._values_behind(rollout))
+        return Columns(draws, *slab, None, rollout.observations[-1])
+
+    def _fixed(self, rollout: Rollout) -> Fixed:
+        """What learning needs beside ``Columns`` and lies on the device already, always in the same place."""
+        memory = {"fresh": self._fresh, "first_state": self._first_state} if self.network.state_size else {}
+        return {"observations": self._seen(rollout), **memory, **rollout.extra}
+
+    def _batch(self, columns: Columns, fixed: Fixed) -> Batch:
+        """The whole rollout, ends of games as discounts, with the values behind it by the present parameters."""
+        rewards = columns.rewards.clamp(-1.0, 1.0) if self._constants.clip_rewards else columns.rewards
+        behind = columns.behind
+        if columns.final_values is None:
+            states = None
+            if self.network.state_size:
+                ended = columns.terminated[-1] | columns.truncated[-1] | ~columns.valid[-1]
+                states = _remembered_behind(ended, fixed[STATES])
+            with torch.no_grad():
+                behind = self._values(columns.behind, states)
+        discount = discounts(columns.terminated, columns.truncated, self._constants.gamma)
+        return Batch(fixed["observations"], columns.draws, rewards, discount, columns.valid, columns.final_values, behind)
 
     def _forward(self, batch: Batch) -> Output:
         """What the network says of the whole rollout, f32[T * N, P] and f32[T * N]."""
@@ -208,6 +253,10 @@ class PolicyGradient(Algorithm):
             if not self.network.state_size:
                 return cast(Output, self.network(batch.observations.flatten(0, 1)))
             return self.network.unroll(batch.observations, self._fresh, self._first_state)
+
+    def _seen(self, rollout: Rollout) -> Tensor:
+        """The observations [T, N, ...] that actions were chosen from, on the device."""
+        return (rollout.observations if self._observations is None else self._observations)[:-1]
 
     def _evaluate(self, outputs: Tensor, batch: Batch) -> Evaluated:
         """Log-probabilities of what was drawn, and entropies, f32[T * N] each, from policy outputs f32[T * N, P]."""
@@ -241,40 +290,34 @@ class PolicyGradient(Algorithm):
         return self.network.step(observations, fresh, states).values
 
     def _state_behind(self, rollout: Rollout) -> Tensor:
-        """What is remembered when observation T comes: 0 where a game begins with it (its value is not used then)."""
-        ended = self._move(rollout.terminated[-1] | rollout.truncated[-1] | ~rollout.valid[-1])
-        return torch.where(ended.unsqueeze(-1), 0.0, rollout.extra[STATES][-1])
-
-    def _descend(self, total: Tensor, learning_rate: float, numbers: Sequence[Tensor]) -> tuple[bool, float, list[float]]:
-        """One optimiser step down the gradient of ``total``, scaled to ``max_grad_norm``; none if loss or gradient are not finite.
-
-        Returns: whether they are finite, the L2 norm before clipping, and ``numbers`` (scalars of the device) as floats.
-        """
-        self.flat.zero_gradients()
-        total.backward()  # type: ignore[no-untyped-call]
-        self._differentiated()
-        norm = clip_gradient_norm(self.flat.gradients, self._constants.max_grad_norm)
-        # The one moment when the host waits for the device: nothing may be applied before it is known to be finite.
-        loss, grad_norm, *floats = torch.stack([total.detach(), norm, *(number.detach() for number in numbers)]).tolist()
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
-            self.optimizer.step(self.flat.parameters, self.flat.gradients, learning_rate)
-        return finite, grad_norm, floats
+        """What is remembered when observation T comes."""
+        ended = rollout.terminated[-1] | rollout.truncated[-1] | ~rollout.valid[-1]
+        return _remembered_behind(self._move(ended), rollout.extra[STATES])
 
     def _differentiated(self) -> None:
         """The gradient of a loss lies in ``flat.gradients``, not scaled yet: learners of one model that go in step average it here."""
 
-    def _observe(self, batch: Batch) -> None:
+    def _observe(self, rollout: Rollout) -> None:
         """Lets running statistics of observations, if there are any, see the rollout, when everything has been learnt from it."""
-        self.network.observe(batch.observations.flatten(0, 1), batch.valid.flatten())
+        if self.network.inputs.normalizer is not None:
+            self.network.observe(self._seen(rollout).flatten(0, 1), self._move(rollout.valid).flatten())
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
 
+def _remembered_behind(ended: Tensor, states: Tensor) -> Tensor:
+    """The last of the ``states`` f32[T, N, S]; 0 where a game begins behind it, ``ended`` bool[N] (its value is not used then)."""
+    return torch.where(ended.unsqueeze(-1), 0.0, states[-1])
+
+
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(R - V) / Var(R) over the valid steps, a f32 scalar; 0 when all returns are equal. All arguments have one shape."""
-    if not bool(valid.all()):
-        values, returns = values[valid], returns[valid]
-    variance = torch.var(returns, correction=0)
-    return torch.where(variance > 0.0, 1.0 - torch.var(returns - values, correction=0) / variance, 0.0)
+    count = valid.sum().clamp(min=1)
+
+    def variance(x: Tensor) -> Tensor:
+        mean = torch.where(valid, x, 0.0).sum() / count
+        return torch.where(valid, (x - mean).square(), 0.0).sum() / count
+
+    of_returns = variance(returns)
+    return torch.where(of_returns > 0.0, 1.0 - variance(returns - values) / of_returns, 0.0)

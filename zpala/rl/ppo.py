@@ -29,23 +29,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zpala.rl.algorithm import Statistics
+from zpala.rl.descent import downhill, stepped
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network, Output
 from zpala.rl.optimizers import Optimizer
 from zpala.rl.policies import Evaluated
-from zpala.rl.policy_gradient import Batch, PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.policy_gradient import (
+    DRAWS,
+    LOG_PROBABILITIES,
+    VALUES,
+    Batch,
+    Columns,
+    PolicyGradient,
+    PolicyGradientSettings,
+    explained_variance,
+)
 from zpala.rl.rollout import PerStep, Rollout
 from zpala.rl.schedules import linear
 
 KL_TOLERANCE = 1.5  # stable-baselines3, ppo.py: no further step when the approximate KL is above so many times target_kl
-LOG_PROBABILITIES, VALUES = "log_probabilities", "values"
+RETURNS = "returns"
 STATISTICS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm", "explained_variance", "minibatches")
+
+KL = STATISTICS.index("approx_kl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +101,7 @@ def ppo_loss(
     old_values: Tensor,
     returns: Tensor,
     *,
-    clip_range: float,
+    clip_range: float | Tensor,
     clip_range_values: float | None = None,
     entropy_coefficient: float,
     value_coefficient: float,
@@ -117,7 +130,9 @@ def ppo_loss(
         advantage = advantage / (advantage.square().mean().sqrt() + 1e-8)
     log_ratio = log_probabilities - old_log_probabilities
     ratio = log_ratio.exp()
-    policy = -torch.min(ratio * advantage, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantage).mean()
+    low: Any = 1.0 - clip_range
+    high: Any = 1.0 + clip_range
+    policy = -torch.min(ratio * advantage, ratio.clamp(low, high) * advantage).mean()
     squares = (returns - values).square()
     if clip_range_values is not None:
         limited = old_values + (values - old_values).clamp(-clip_range_values, clip_range_values)
@@ -129,6 +144,13 @@ def ppo_loss(
         clip_fraction = ((ratio - 1.0).abs() > clip_range).float().mean()
     total = policy + value_coefficient * value - entropy_coefficient * entropy
     return PPOLoss(total, policy, value, entropy, approx_kl, clip_fraction)
+
+
+class Minibatch(NamedTuple):
+    """``clip_range``: None: that of the settings."""
+
+    chosen: Tensor  # i64[B], cells of the flattened rollout
+    clip_range: Tensor | None  # f32 scalar
 
 
 class PPO(PolicyGradient):
@@ -146,14 +168,6 @@ class PPO(PolicyGradient):
     def per_step(self) -> dict[str, PerStep]:
         return {**super().per_step(), LOG_PROBABILITIES: PerStep(), VALUES: PerStep()}
 
-    @torch.inference_mode()
-    def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        outputs, values = self._look(rollout, t, start, stop)
-        draws = self._draw(outputs, rollout, t, start, stop)
-        rollout.extra[LOG_PROBABILITIES][t, start:stop] = self.policy.log_probabilities(outputs, draws)
-        rollout.extra[VALUES][t, start:stop] = values
-        return self.policy.actions(draws)
-
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """``epochs`` passes over the valid steps of the rollout, whose every action ``act`` has chosen with the present parameters.
 
@@ -163,50 +177,69 @@ class PPO(PolicyGradient):
         valid = self._move(rollout.valid.flatten().nonzero().squeeze(-1))
         if len(valid) == 0:
             return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
-        batch = self._batch(rollout)
-        old_values = rollout.extra[VALUES]
-        returns = self._returns(batch, old_values)
-        explained = explained_variance(old_values, returns, batch.valid).item()
-        columns = [x.flatten() for x in (rollout.extra[LOG_PROBABILITIES], old_values, returns)]
-        clip_range = linear(settings.clip_range, progress) if settings.anneal_clip_range else settings.clip_range
+        fixed = self._fixed(rollout)
+        batch, returns, variance = self.executor.run(self._look_back, self._columns(rollout), fixed)
+        explained = float(variance)
+        cells = {RETURNS: self.executor.hold(RETURNS, returns), DRAWS: self.executor.hold(DRAWS, batch.draws)}
+        fixed = {name: tensor.flatten(0, 1) for name, tensor in {**fixed, **cells}.items() if name not in ("fresh", "first_state")}
+        clip_range = None
+        if settings.anneal_clip_range:
+            clip_range = torch.tensor(linear(settings.clip_range, progress))
         sums, used, finite = [0.0] * 6, 0, True
-        for chosen, (outputs, values) in self._minibatches(batch, valid):
-            loss = ppo_loss(
-                self.policy.evaluate(outputs, batch.draws.flatten(0, 1)[chosen]),
-                values,
-                *(column[chosen] for column in columns),
-                clip_range=clip_range,
-                clip_range_values=settings.clip_range_values,
-                entropy_coefficient=settings.entropy_coefficient,
-                value_coefficient=settings.value_coefficient,
-                normalize_advantage=settings.normalize_advantage,
-            )
-            if settings.target_kl is not None and loss.approx_kl.item() > KL_TOLERANCE * settings.target_kl:
+        for found in self._gradients(batch, valid, clip_range, fixed):
+            _, grad_norm, *numbers = found
+            if settings.target_kl is not None and numbers[KL] > KL_TOLERANCE * settings.target_kl:
                 break
-            finite, grad_norm, numbers = self._descend(loss.total, learning_rate, loss[1:])
+            finite = stepped(found, self.flat, self.optimizer, learning_rate)
             sums, used = [a + b for a, b in zip(sums, (*numbers, grad_norm), strict=True)], used + 1
             if not finite:
                 break
         if finite:
-            self._observe(batch)
+            self._observe(rollout)
         means = [total / max(used, 1) for total in sums]
         return Statistics(finite, dict(zip(STATISTICS, (*means, explained, float(used)), strict=True)))
 
-    def _minibatches(self, batch: Batch, valid: Tensor) -> Iterator[tuple[Tensor, Output]]:
-        """``epochs`` times all valid steps in a new order: numbers of cells of the flattened rollout, and what the network says of them.
+    def _look_back(self, columns: Columns, fixed: Fixed) -> tuple[Batch, Tensor, Tensor]:
+        """The rollout, what the values of its steps should be f32[T, N], and how much of that the old values explain."""
+        batch = self._batch(columns, fixed)
+        returns = self._returns(batch, fixed[VALUES])
+        return batch, returns, explained_variance(fixed[VALUES], returns, batch.valid)
+
+    def _gradients(self, batch: Batch, valid: Tensor, clip_range: Tensor | None, cells: Fixed) -> Iterator[list[float]]:
+        """``epochs`` times all valid steps in a new order: of every minibatch the gradient, and what ``downhill`` says of it.
 
         Args:
-            valid: i64[V], the cells that may be learnt from.
+            valid: i64[V], the cells of the flattened rollout that may be learnt from.
+            cells: the rollout flattened, [T * N, ...] each.
         """
         parts = max(1, round(len(valid) / self.settings.minibatch_size))
-        observations = batch.observations.flatten(0, 1)
         for _ in range(self.settings.epochs):
-            if self.network.state_size:
-                yield from self._sequences(batch, parts)
+            if self.network.state_size:  # how many of its cells are valid decides the shape of a minibatch
+                for chosen, output in self._sequences(batch, parts):
+                    yield self._descent(output, Minibatch(chosen, clip_range), cells).tolist()
                 continue
             order = valid[torch.randperm(len(valid), generator=self._generator, device=self.device)]
             for chosen in order.tensor_split(parts):
-                yield chosen, self.network(observations.index_select(0, chosen))  # whole rows: indexing copies byte by byte
+                yield self.executor.run(self._learn, Minibatch(chosen, clip_range), cells).tolist()
+
+    def _learn(self, minibatch: Minibatch, cells: Fixed) -> Tensor:
+        # Whole rows: indexing would copy byte by byte.
+        return self._descent(self.network(cells["observations"].index_select(0, minibatch.chosen)), minibatch, cells)
+
+    def _descent(self, output: Output, minibatch: Minibatch, cells: Fixed) -> Tensor:
+        """The gradient, and what ``downhill`` returns with the statistics, from what the network says of the chosen cells."""
+        settings, chosen = self.settings, minibatch.chosen
+        loss = ppo_loss(
+            self.policy.evaluate(output.policy, cells[DRAWS][chosen]),
+            output.values,
+            *(cells[name][chosen] for name in (LOG_PROBABILITIES, VALUES, RETURNS)),
+            clip_range=settings.clip_range if minibatch.clip_range is None else minibatch.clip_range,
+            clip_range_values=settings.clip_range_values,
+            entropy_coefficient=settings.entropy_coefficient,
+            value_coefficient=settings.value_coefficient,
+            normalize_advantage=settings.normalize_advantage,
+        )
+        return downhill(self.flat, loss.total, settings.max_grad_norm, loss[1:])
 
     def _sequences(self, batch: Batch, parts: int) -> Iterator[tuple[Tensor, Output]]:
         """One epoch for a network with a memory: a minibatch is the whole rollout of some environments, at least of one."""

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zpala.rl.algorithm import Algorithm
-from zpala.rl.exploration import EVALUATION_EPSILON, EpsilonGreedy, sampled
+from zpala.rl.descent import stepped
+from zpala.rl.execution import Fixed
+from zpala.rl.exploration import EVALUATION_EPSILON, Chance, EpsilonGreedy, explored, sampled
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import ActionValues, Heads, Network
-from zpala.rl.optimizers import Optimizer, clip_gradient_norm
+from zpala.rl.optimizers import Optimizer
 from zpala.rl.rollout import Rollout
 from zpala.rl.target import TargetNetwork
 
@@ -45,6 +46,14 @@ class QLearningSettings:
     target_update_steps: int = 100
     target_update_weight: float = 1.0
     exploration_fraction: float = 0.1
+
+
+class Sight(NamedTuple):
+    """What acting goes by, for N environments."""
+
+    observation: Tensor  # [N, ...]
+    explores: Tensor  # bool[N]
+    uniform: Tensor  # f32[N]
 
 
 def q_loss(values: Tensor, targets: Tensor, weights: Tensor, loss: LossName) -> Tensor:
@@ -97,7 +106,8 @@ class QLearning(Algorithm):
 
     @torch.inference_mode()
     def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        return self.exploration.actions(self.network(self._observation(rollout, t, start, stop)), t, start, stop)
+        sight = Sight(self._observation(rollout, t, start, stop), *self.exploration.chance(t, start, stop))
+        return self.executor.run(self._act, sight, {})
 
     @torch.inference_mode()
     def choose(self, observations: Tensor, begins: Tensor, sampler: torch.Generator | None) -> Tensor:
@@ -119,9 +129,12 @@ class QLearning(Algorithm):
 
     # -- for subclasses ----------------------------------------------------------------------------------------------------------------
 
+    def _act(self, sight: Sight, fixed: Fixed) -> Tensor:
+        return explored(self.network(sight.observation), Chance(sight.explores, sight.uniform))
+
     def _observation(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        """Observation ``t`` on the device."""
-        return self._move(rollout.observations[t, start:stop])
+        """Observation ``t``, on the device or on its way there."""
+        return rollout.observations[t, start:stop]
 
     def _best_values(self, observations: Tensor) -> Tensor:
         """Observations [B, ...] on the device -> what their best action is worth, f32[B], by the target network, without a graph."""
@@ -132,21 +145,12 @@ class QLearning(Algorithm):
             best = self.network(observations).argmax(dim=-1, keepdim=True)
         return values.gather(-1, best).squeeze(-1)
 
-    def _descend(self, total: Tensor, learning_rate: float, *numbers: Tensor) -> tuple[bool, list[float]]:
-        """One optimiser step down the gradient of ``total``, scaled to ``max_grad_norm``; none if loss or gradient are not finite.
-
-        Returns: whether they are finite; as floats, ``total``, the L2 norm before clipping, and ``numbers`` (scalars of the device).
-        """
-        self.flat.zero_gradients()
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradient_norm(self.flat.gradients, self._constants.max_grad_norm)
-        # The one moment when the host waits for the device: nothing may be applied before it is known to be finite.
-        floats: list[float] = torch.stack([number.detach() for number in (total, norm, *numbers)]).tolist()
-        finite = math.isfinite(floats[0]) and math.isfinite(floats[1])
+    def _step(self, found: Sequence[float], learning_rate: float) -> bool:
+        """See ``stepped``; the target network follows."""
+        finite = stepped(found, self.flat, self.optimizer, learning_rate)
         if finite:
-            self.optimizer.step(self.flat.parameters, self.flat.gradients, learning_rate)
             self.target.stepped()
-        return finite, floats
+        return finite
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

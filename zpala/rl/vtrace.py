@@ -17,14 +17,15 @@ from torch import Tensor
 
 from zpala.rl.a2c import a2c_loss
 from zpala.rl.algorithm import Statistics
+from zpala.rl.descent import downhill, stepped
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.networks import Network
 from zpala.rl.optimizers import Optimizer
-from zpala.rl.policy_gradient import PolicyGradient, PolicyGradientSettings, explained_variance
+from zpala.rl.policy_gradient import LOG_PROBABILITIES, Columns, PolicyGradient, PolicyGradientSettings, explained_variance
 from zpala.rl.returns import Discounts
 from zpala.rl.rollout import PerStep, Rollout
 
-LOG_PROBABILITIES = "log_probabilities"
 ROUNDING = 1e-4  # a ratio of 1 may come out so much larger: batches of another size are summed in another order
 STATISTICS = ("policy_loss", "value_loss", "entropy", "explained_variance", "rho", "clip_fraction", "grad_norm")
 
@@ -123,23 +124,25 @@ class VTrace(PolicyGradient):
             self._older.append(self.flat.parameters.detach().clone())
             self._acting.parameters.copy_(self._older[0])
 
-    def act(self, rollout: Rollout, t: int, start: int, stop: int) -> Tensor:
-        with self._looking(rollout, t, start, stop):
-            outputs = self._look_for_policy(rollout, t, start, stop)
-        draws = self._draw(outputs, rollout, t, start, stop)
-        rollout.extra[LOG_PROBABILITIES][t, start:stop] = self.policy.log_probabilities(outputs, draws)
-        return self.policy.actions(draws)
-
     def update(self, rollout: Rollout, learning_rate: float, progress: float) -> Statistics:
         """One step from the whole rollout. ``rho`` is the mean clipped ratio, ``clip_fraction`` how many ratios were above ``rho_clip``."""
-        settings = self.settings
         if not rollout.valid.any():
             return Statistics(True, dict.fromkeys(STATISTICS, 0.0))
-        batch = self._batch(rollout)
+        found = self.executor.run(self._learn, self._columns(rollout), self._fixed(rollout)).tolist()
+        finite = stepped(found, self.flat, self.optimizer, learning_rate)
+        if finite:
+            self._observe(rollout)
+        _, grad_norm, *numbers = found
+        return Statistics(finite, dict(zip(STATISTICS, (*numbers, grad_norm), strict=True)))
+
+    def _learn(self, columns: Columns, fixed: Fixed) -> Tensor:
+        """The gradient, and what ``downhill`` returns with the statistics."""
+        settings = self.settings
+        batch = self._batch(columns, fixed)
         cells = batch.rewards.shape
         outputs, values = self._forward(batch)
         evaluated = self._evaluate(outputs, batch)
-        log_ratios = evaluated.log_probabilities.detach().view(cells) - rollout.extra[LOG_PROBABILITIES]
+        log_ratios = evaluated.log_probabilities.detach().view(cells) - fixed[LOG_PROBABILITIES]
         targets = vtrace_targets(
             log_ratios,
             batch.rewards,
@@ -167,10 +170,7 @@ class VTrace(PolicyGradient):
         rho = (ratios.clamp(max=settings.rho_clip) * batch.valid).sum() / count
         clipped = ((ratios > settings.rho_clip * (1.0 + ROUNDING)) & batch.valid).sum() / count
         numbers = (loss.policy, loss.value, loss.entropy, explained_variance(values.detach(), returns, valid), rho, clipped)
-        finite, grad_norm, floats = self._descend(loss.total, learning_rate, numbers)
-        if finite:
-            self._observe(batch)
-        return Statistics(finite, dict(zip(STATISTICS, (*floats, grad_norm), strict=True)))
+        return downhill(self.flat, loss.total, settings.max_grad_norm, numbers)
 
     def adopted(self) -> None:
         """The older parameters were of a policy that has been given up."""
