@@ -143,12 +143,12 @@ class FaultyLoop(ProxyLoop):
         if current is not None and current.xid == xid:
             own = exchanges._pool[current.own]
             return own, exchanges._pool[current.theirs] if current.has_data else np.zeros_like(own)
-        # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it.
-        own = exchanges._pool[shadow._buffer].copy()
-        *before, last = shadow._missing
-        for earlier in before:
-            own += exchanges._pool[earlier.buffer]
-        return own, exchanges._pool[last.buffer]
+        # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it. The shadow may have been
+        # frozen again since then, for an offer of the same turn: then the delta lies in its buffer already.
+        own, last = exchanges._pool[shadow._buffer].copy(), shadow._queued[-1]
+        for missing in shadow._missing:
+            own += exchanges._pool[missing.buffer]
+        return own - exchanges._pool[last.buffer], exchanges._pool[last.buffer]
 
 
 def _written() -> tuple[int, int]:
