@@ -248,6 +248,7 @@ def test_learners_that_are_measured_have_no_end() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["zpala", "sync", "shm"])
 def test_a_real_cluster_is_measured(kind: Kind) -> None:
     cluster = Cluster(load_config(None, TINY, {}), 2, kind=kind, shm_staleness=4)
@@ -263,6 +264,7 @@ def test_a_real_cluster_is_measured(kind: Kind) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_a_cluster_whose_learner_fails_is_given_up() -> None:
     broken = {**TINY, "environment.args.distribution": "cauchy"}
     with pytest.raises(ChildFailed, match="cauchy") as failed:
