@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from zpala import cli
 from zpala.config import ConfigError, load_config
 from zpala.exit_codes import ExitCode
 from zpala.gossip.topology import TopologyError
@@ -210,7 +212,8 @@ def test_the_document_of_a_single_round_knows_no_infinity(measure: command.Measu
     assert "Infinity" not in output.getvalue()
 
 
-def test_for_people(measure: command.Measure) -> None:
+def test_for_people(measure: command.Measure, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["zpala", "bench", "cluster"])
     output = io.StringIO()
     arguments: dict[str, Any] = {"nodes": "4", "slow": 10.0, "against": "shm", "seconds": 5, "warmup_s": 1}
     assert command.bench_cluster(None, {}, {}, output=output, measure=measure, **arguments) == 0
@@ -228,6 +231,33 @@ def test_a_learner_that_fails_ends_the_command_with_its_status(capsys: pytest.Ca
 
     assert command.bench_cluster(None, {}, {}, nodes="2", seconds=1, warmup_s=0, measure=fails) == ExitCode.ACTORS
     assert capsys.readouterr().err == "zpala: zpala node n1 ended with exit status 7.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"nodes": "4", "slow": 1.0, "every_update": False, "against": None, "pairs": 1}),
+        (
+            ["-n", "1,2", "--slow", "10", "--exchange-every-update", "--against", "shm", "--pairs", "3"],
+            {"nodes": "1,2", "slow": 10.0, "every_update": True, "against": "shm", "pairs": 3},
+        ),
+    ],
+)
+def test_options_reach_the_command(options: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, dict[str, object]]] = []
+
+    def record(run_file: object, overrides: object, environ: object, **arguments: object) -> int:
+        calls.append((overrides, arguments))
+        return 0
+
+    monkeypatch.setattr(command, "bench_cluster", record)
+    monkeypatch.setattr(sys, "argv", ["zpala", "bench", "cluster", *options, "--max-staleness", "2", "--env-arg", "step_s=0.01", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    ((overrides, arguments),) = calls
+    assert overrides == {"gossip.max_staleness": 2, "environment.args.step_s": 0.01}
+    assert arguments == {**expected, "seconds": 8.0, "warmup_s": 2.0, "as_json": True}
 
 
 TINY = {
@@ -248,6 +278,7 @@ def test_learners_that_are_measured_have_no_end() -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["zpala", "sync", "shm"])
 def test_a_real_cluster_is_measured(kind: Kind) -> None:
     cluster = Cluster(load_config(None, TINY, {}), 2, kind=kind, shm_staleness=4)
@@ -263,6 +294,7 @@ def test_a_real_cluster_is_measured(kind: Kind) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_a_cluster_whose_learner_fails_is_given_up() -> None:
     broken = {**TINY, "environment.args.distribution": "cauchy"}
     with pytest.raises(ChildFailed, match="cauchy") as failed:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zpala.tools.bench_shm import Neighbours, Ring
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 START = {0: [1.0, -2.0, 8.0], 1: [5.0, 6.0, 0.5], 2: [0.0, 3.0, -4.0]}
 
 
@@ -139,6 +139,7 @@ def rounds(
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_two_processes_mix_through_the_shared_memory() -> None:
     context = multiprocessing.get_context("spawn")
     shared = Ring(context, 2, 3)

@@ -17,7 +17,7 @@ from zpala.tools.bench_sync import ALGORITHM, synchronous
 from zpala.tools.sleeping_environment import NAME
 
 PROGRAM = Path(__file__).with_name("synchronous_learner.py")
-LIMIT_S = 50.0
+LIMIT_S = 150.0
 UPDATES, LEARNERS = 4, 2
 
 
@@ -53,6 +53,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], 
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_replicas_are_equal_to_the_bit(replicas: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float32]]]) -> None:
     for update in range(UPDATES):
         assert replicas[0, update].tobytes() == replicas[1, update].tobytes()
@@ -60,6 +61,7 @@ def test_replicas_are_equal_to_the_bit(replicas: dict[tuple[int, int], np.ndarra
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(180)
 def test_they_are_what_one_process_learns_from_both_rollouts(
     replicas: dict[tuple[int, int], np.ndarray[tuple[int], np.dtype[np.float32]]],
 ) -> None:
