@@ -144,11 +144,14 @@ class FaultyLoop(ProxyLoop):
             own = exchanges._pool[current.own]
             return own, exchanges._pool[current.theirs] if current.has_data else np.zeros_like(own)
         # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it.
+        delta = exchanges._pool[shadow._queued[-1].buffer]
         own = exchanges._pool[shadow._buffer].copy()
-        *before, last = shadow._missing
-        for earlier in before:
-            own += exchanges._pool[earlier.buffer]
-        return own, exchanges._pool[last.buffer]
+        missing = [exchanges._pool[queued.buffer] for queued in shadow._missing]
+        for earlier in missing[:-1]:
+            own += earlier
+        if not missing:  # it was frozen again at once
+            own -= delta
+        return own, delta
 
 
 def _written() -> tuple[int, int]:
