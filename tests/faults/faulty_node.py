@@ -143,12 +143,15 @@ class FaultyLoop(ProxyLoop):
         if current is not None and current.xid == xid:
             own = exchanges._pool[current.own]
             return own, exchanges._pool[current.theirs] if current.has_data else np.zeros_like(own)
-        # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it. The shadow may have been
-        # frozen again since then, for an offer of the same turn: then the delta lies in its buffer already.
-        own, last = exchanges._pool[shadow._buffer].copy(), shadow._queued[-1]
-        for missing in shadow._missing:
-            own += exchanges._pool[missing.buffer]
-        return own - exchanges._pool[last.buffer], exchanges._pool[last.buffer]
+        # It has the peer's OK too: the delta is queued, and the vector that was frozen is the shadow without it.
+        delta = exchanges._pool[shadow._queued[-1].buffer]
+        own = exchanges._pool[shadow._buffer].copy()
+        missing = [exchanges._pool[queued.buffer] for queued in shadow._missing]
+        for earlier in missing[:-1]:
+            own += earlier
+        if not missing:  # it was frozen again at once
+            own -= delta
+        return own, delta
 
 
 def _written() -> tuple[int, int]:
