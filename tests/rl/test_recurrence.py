@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tests.rl.rollouts import spec
 from zpala.rl.a2c import A2C, A2CSettings
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
+from zpala.rl.execution import Fixed
 from zpala.rl.flat import FlatParameters
 from zpala.rl.lstm import LSTM
-from zpala.rl.networks import ActorCritic, build_network
+from zpala.rl.networks import ActorCritic, Output, build_network
 from zpala.rl.optimizers import OptimizerSettings, build_optimizer
 from zpala.rl.policy_gradient import STATES, VALUES, PolicyGradient
-from zpala.rl.ppo import PPO, PPOSettings
+from zpala.rl.ppo import PPO, Minibatch, PPOSettings
 from zpala.rl.rollout import Rollout
 from zpala.rl.vtrace import VTrace, VTraceSettings
 
@@ -214,7 +215,7 @@ def test_the_gradient_reaches_through_the_rollout(kind: type[PolicyGradient], se
     environments.close()
 
 
-def test_an_epoch_of_ppo_has_every_valid_step_once() -> None:
+def test_ppo_learns_from_every_valid_step_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     environments = scripted("NextStep")
     agent = recurrent(PPO, PPOSettings(epochs=3, minibatch_size=4), environments.spec)
     rollout = Rollout(environments.spec, 5, 4, extra=agent.per_step())
@@ -224,11 +225,17 @@ def test_an_epoch_of_ppo_has_every_valid_step_once() -> None:
     valid = rollout.valid.flatten().nonzero().squeeze(-1)
     batch = agent._batch(agent._columns(rollout), agent._fixed(rollout))
     values = agent._forward(batch).values
-    chosen = []
-    for cells, output in agent._sequences(batch, parts=4):
-        torch.testing.assert_close(output.values, values[cells])
-        chosen += cells.tolist()
-    assert sorted(chosen) == sorted(valid.tolist())
+    chosen: list[int] = []
+    descent = agent._descent
+
+    def seen(output: Output, minibatch: Minibatch, cells: Fixed) -> Tensor:
+        torch.testing.assert_close(output.values, values[minibatch.chosen])  # the learning rate is 0: in every epoch
+        chosen.extend(minibatch.chosen.tolist())
+        return descent(output, minibatch, cells)
+
+    monkeypatch.setattr(agent, "_descent", seen)
+    assert agent.update(rollout, 0.0, 0.0).finite
+    assert sorted(chosen) == sorted(valid.tolist() * 3)
     assert not rollout.valid.all()
     environments.close()
 

@@ -453,7 +453,6 @@ def test_a_child_that_does_not_obey_is_killed(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(180)
 def test_a_real_node_is_measured() -> None:
     config = load_config(None, {"environment.num_envs": 4, "network.hidden_sizes": [8], "node.device": "cpu"}, {})
     output = io.StringIO()
