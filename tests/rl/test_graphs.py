@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -157,6 +158,23 @@ def test_replaying_equals_computing_on_cuda(case: str) -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     assert set(graphs.recorded) == expected
     assert not graphs.refused
+
+
+@pytest.mark.cuda
+def test_graphs_that_are_no_longer_needed_do_not_spoil_a_recording() -> None:
+    """Freed in the middle of a recording they would. Garbage is looked for all the time here, and there is some: a cycle with a graph."""
+    recorder, x = CudaRecorder(torch.device("cuda")), torch.ones(8, device="cuda")
+    old: list[Any] = [recorder.record(lambda: x * 2.0)]
+    old.append(old)
+    del old
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        replay = recorder.record(lambda: [x + float(i) for i in range(50)])
+    finally:
+        gc.set_threshold(*threshold)
+    assert gc.isenabled()
+    assert [float(y.sum()) for y in replay()] == [8.0 * (1 + i) for i in range(50)]
 
 
 class Pair(NamedTuple):

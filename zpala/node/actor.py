@@ -26,6 +26,8 @@ from zpala.rl.environments import Environments, Episode
 from zpala.rl.rollout import Rollout
 
 ACTOR = "actor"  # names of actors begin with it
+START_LIMIT_S = 60.0
+START_LIMIT_PER_ENV_S = 0.5  # ALE takes 0.1 s to make one and to reset it, for all of an actor's one after the other
 _LOOK_MS = 100  # between two looks at whether the wait should end
 _LONGEST_LOOK_S = 0.5
 _STEP = struct.Struct("<q")
@@ -93,9 +95,9 @@ class Actor:
     def name(self) -> str:
         return self._worker.name
 
-    def start(self, limit_s: float = 60.0) -> None:
+    def start(self) -> None:
         """Starts the thread; on return the first observations lie in row 0."""
-        self._worker.start(limit_s)
+        self._worker.start(START_LIMIT_S + START_LIMIT_PER_ENV_S * (self.shard.stop - self.shard.start))
 
     def send_actions(self, t: int) -> None:
         """The actions of row ``t`` are in the slab: the actor may step."""

@@ -32,6 +32,8 @@ def _padded(size: int) -> int:
 class FlatParameters:
     """Moves the parameters of ``module`` (f32) into one vector on ``device`` and makes them views of it, their gradients of another.
 
+    What else the module computes with, its buffers, moves to ``device`` as it is.
+
     Attributes:
         parameters, gradients: f32[numel].
         entries: one per parameter, in order.
@@ -71,6 +73,9 @@ class FlatParameters:
             owner, _, leaf = name.rpartition(".")
             module.get_submodule(owner).register_parameter(leaf, parameter)
             self._members.append(parameter)
+        for name, buffer in list(module.named_buffers(remove_duplicate=False)):
+            owner, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, buffer.to(device))
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Cuts any f32[numel] vector of this layout into its named tensors, without copying."""

@@ -18,8 +18,10 @@ documentation of PyTorch.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -72,7 +74,7 @@ class CudaRecorder:
         current = torch.cuda.current_stream(self.device)
         try:
             # "thread_local": what other threads do with the device meanwhile is their own affair.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            with _no_garbage(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = work()
         finally:
             torch.cuda.set_stream(current)  # a recording that fails leaves its own stream behind
@@ -82,6 +84,19 @@ class CudaRecorder:
             return outputs
 
         return replay
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Collects it first, and none within: a graph of another algorithm that is freed in the middle of a recording makes it invalid."""
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class Graphs:
