@@ -19,19 +19,20 @@ ENTRIES = (TensorEntry("inputs.normalizer.squares", (16,), 0, 16), TensorEntry("
 
 
 def judged(mine: Vector, theirs: Vector, learnt_from: int) -> tuple[str | None, Exchange, Vector]:
-    """The refusal, the exchange, and what the received vector has become."""
+    """The refusal, the exchange, and the delta."""
     pool = BufferPool([np.zeros(32, dtype=np.float32) for _ in range(3)])
     shadow = Shadow(pool)
     shadow.publish(mine, 1, 0)
     snapshots = Snapshots(Schema(ENTRIES, 32, learnt_from), pool, shadow, Guard(), 0.5)
     own, described = snapshots.freeze()
-    received = pool.take()
-    assert received is not None
+    delta = pool.take()
+    assert delta is not None
     assert described is not None
-    exchange = Exchange(ExchangeId(0, 1, 1), cast(Any, None), State.ENGAGED, own, received, described, False, 0.0, 1.0, 1.0)
-    pool[received][:] = theirs
-    peer = SnapshotDescription(version=3, nbytes=128, checksum=checksum(theirs), square_norm=1.0)
-    return snapshots.judge(exchange, peer, 128), exchange, pool[received]
+    exchange = Exchange(ExchangeId(0, 1, 1), cast(Any, None), State.ENGAGED, own, delta, described, False, 0.0, 1.0, 1.0)
+    peer, payload = SnapshotDescription(version=3, nbytes=128, checksum=checksum(theirs), square_norm=1.0), bytes(theirs)
+    refusal = snapshots.judge(exchange, peer, memoryview(payload))
+    assert payload == bytes(theirs)  # it lies in libzmq's memory, which is not ours to write
+    return refusal, exchange, pool[delta]
 
 
 def vector(statistics: float, parameters: float) -> Vector:

@@ -240,24 +240,23 @@ def test_questions_about_unknown_exchanges_are_answered_by_abort() -> None:
         assert abort.code == "unknown"
 
 
-def test_payloads_that_nobody_asked_for_have_no_place() -> None:
+def test_payloads_that_nobody_asked_for_are_not_looked_at() -> None:
     protocol, _ = alone_with_a_session()
     description = SnapshotDescription(version=1, nbytes=4 * NUMEL, checksum=0, square_norm=1.0)
-    data = Data(session=5, xid=ExchangeId(1, 7, 3), snapshot=description)
-    assert protocol.receive_buffer(1, data) is None
-    protocol.on_down(1, data, 4 * NUMEL, 0.7)
+    payload = memoryview(bytes(4 * NUMEL))
+    before = protocol.metrics()
+    protocol.on_down(1, Data(session=5, xid=ExchangeId(1, 7, 3), snapshot=description), payload, 0.7)
+    protocol.on_down(1, StateData(session=5, state_id=1, part=0, nbytes=4 * NUMEL, checksum=0), payload, 0.8)
+    changed = {name: value for name, value in protocol.metrics().items() if value != before[name]}
+    assert changed == {"stray": 1}
+    assert protocol.on_down(7, Data(session=5, xid=ExchangeId(1, 7, 3), snapshot=description), payload, 0.9) is not None
     assert protocol.metrics()["stray"] == 1
-    state = StateData(session=5, state_id=1, part=0, nbytes=4 * NUMEL, checksum=0)
-    assert protocol.receive_buffer(1, state) is None
-    protocol.on_down(1, state, 4 * NUMEL, 0.8)
-    assert protocol.receive_buffer(7, data) is None
 
 
 def test_answers_to_an_older_session_are_ignored_and_counted() -> None:
     protocol, _ = alone_with_a_session()
     data = Data(session=4, xid=ExchangeId(0, 100, 0), snapshot=SnapshotDescription(version=1, nbytes=64, checksum=0, square_norm=1.0))
-    assert protocol.receive_buffer(1, data) is None
-    protocol.on_down(1, data, 64, 0.7)
+    protocol.on_down(1, data, memoryview(bytes(64)), 0.7)
     assert protocol.metrics()["stale_session"] == 1
 
 

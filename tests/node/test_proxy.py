@@ -58,7 +58,6 @@ class Script(Protocol):
         self.calls: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.answers: dict[str, Callable[..., list[Action]]] = {}
         self.due = math.inf
-        self.place: Vector | None = None
         self.array: Vector = np.zeros(NUMEL, dtype=np.float32)
         self.cost_s = 0.0
         self.admitted: Callable[[type | None], bool] = lambda kind: True
@@ -95,11 +94,8 @@ class Script(Protocol):
     def on_up(self, link: bytes, message: m.UpMessage, now: float, key: str | None = None) -> list[Action]:
         return self._note("up", link, message)
 
-    def receive_buffer(self, line: int, message: m.DownMessage) -> Vector | None:
-        return self.place
-
-    def on_down(self, line: int, message: m.DownMessage, payload_nbytes: int | None, now: float) -> list[Action]:
-        return self._note("down", line, message, payload_nbytes)
+    def on_down(self, line: int, message: m.DownMessage, payload: memoryview | None, now: float) -> list[Action]:
+        return self._note("down", line, message, None if payload is None else bytes(payload))
 
     def on_bad_frame(self, line: int | None, link: bytes | None, error: Exception, now: float) -> list[Action]:
         return self._note("bad frame", line, link, error)
@@ -317,31 +313,22 @@ def dialled(stage: Stage) -> tuple[Socket, bytes]:
     return peer, receive(peer)[0]
 
 
-def test_a_payload_is_received_in_place(stage: Stage) -> None:
-    sent, place = np.arange(NUMEL, dtype=np.float32), np.full(NUMEL, 1e9, dtype=np.float32)
-    stage.script.place = place
-    peer, link = dialled(stage)
-    peer.send_multipart([link, codec.encode(data_of(sent)), sent.tobytes()])
-    assert stage.script.expect("down") == (1, data_of(sent), sent.nbytes)
-    np.testing.assert_array_equal(place, sent)
-
-
-def test_an_unwanted_payload_is_read_away(stage: Stage) -> None:
-    sent = np.ones(NUMEL, dtype=np.float32)
+def test_a_payload_is_handed_over_with_its_message(stage: Stage) -> None:
+    sent = np.arange(NUMEL, dtype=np.float32)
     peer, link = dialled(stage)
     peer.send_multipart([link, codec.encode(data_of(sent)), sent.tobytes()])
     peer.send_multipart([link, codec.encode(BUSY)])
-    assert stage.script.expect("down") == (1, data_of(sent), sent.nbytes)
+    assert stage.script.expect("down") == (1, data_of(sent), sent.tobytes())
     assert stage.script.expect("down") == (1, BUSY, None)
 
 
-def test_surplus_frames_show_in_the_size_and_are_read_away(stage: Stage) -> None:
-    stage.script.place = np.zeros(4, dtype=np.float32)
+def test_a_payload_with_surplus_frames_is_none_and_they_are_read_away(stage: Stage) -> None:
+    promised = data_of(np.zeros(4, dtype=np.float32))
     peer, link = dialled(stage)
-    peer.send_multipart([link, codec.encode(data_of(stage.script.place)), b"x" * 16, b"y" * 100, b"", b"z"])
+    peer.send_multipart([link, codec.encode(promised), b"x" * 16, b"y" * 100, b"", b"z"])
     peer.send_multipart([link, codec.encode(BUSY), b"surplus"])
     peer.send_multipart([link, codec.encode(BUSY)])
-    assert stage.script.expect("down")[2] == 117
+    assert stage.script.expect("down") == (1, promised, b"")
     line, from_link, error = stage.script.expect("bad frame")
     assert (line, from_link) == (1, None)
     assert isinstance(error, codec.ProtocolError)

@@ -32,8 +32,8 @@ def caught(*texts: str, first: int = 0, seeds: int = SEEDS, faults: tuple[str, .
 def test_applying_without_the_peers_ok(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Exchanges.on_data
 
-    def on_data(self: Exchanges, member: Any, message: Any, payload_nbytes: int | None, now: float) -> None:
-        original(self, member, dataclasses.replace(message, ok=True), payload_nbytes, now)
+    def on_data(self: Exchanges, member: Any, message: Any, payload: memoryview | None, now: float) -> None:
+        original(self, member, dataclasses.replace(message, ok=True), payload, now)
 
     monkeypatch.setattr(Exchanges, "on_data", on_data)
     caught("and never by node", "was told to abort what it had applied", faults=("lost_message", "reset"))

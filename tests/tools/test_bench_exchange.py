@@ -73,7 +73,7 @@ def test_the_moments_of_an_exchange_are_in_order() -> None:
         block = peers.block(4)
     for asking, answering in zip(*block.rows, strict=True):
         for row in (asking, answering):
-            order = ["frozen_from", "frozen_to", "arrived", "judged_from", "judged_to", "queued", "mailed", "applied", "published"]
+            order = ["frozen_from", "frozen_to", "arrived", "judged_to", "queued", "mailed", "applied", "published"]
             moments = [row[column] for column in order]
             assert moments == sorted(moments)
         assert asking["frozen_to"] <= answering["frozen_from"] <= asking["accepted"]

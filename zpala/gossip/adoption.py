@@ -3,7 +3,7 @@
 ``Joiner`` is the receiving end, ``Donor`` the giving one. The state travels as whole parts, one after the other, each checked by its
 checksum. Both ends use the node's state parts (arrays f32[numel]); whose turn it is with them is this module's business:
 
-* Joiner: from ``begin`` until the learner reports "adopted" they are receive buffers, then the learner's.
+* Joiner: from ``begin`` until the learner is told to install they are where received parts are put, then the learner's.
 * Donor: from CaptureState to StateCaptured they are the learner's; afterwards they are read by transfers. They are captured anew
   only when no transfer is under way and no zero-copy send of them is in flight; until then a request stays unanswered, and is repeated.
 """
@@ -14,6 +14,8 @@ import math
 import random
 from collections.abc import Collection, Mapping
 from enum import Enum, auto
+
+import numpy as np
 
 from zpala.gossip.actions import Outbox, Payload, SendDown, SendUp
 from zpala.gossip.buffers import Vector
@@ -157,9 +159,6 @@ class Joiner:
         self._progress(now)
         self._ask(now)
 
-    def receive_buffer(self, member: Member, message: StateData) -> Vector | None:
-        return self._parts[self._names[self._part]] if self._wanted(member, message) else None
-
     def _wanted(self, member: Member, message: StateData) -> bool:
         return (
             member is self._donor
@@ -169,16 +168,18 @@ class Joiner:
             and message.part == self._part
         )
 
-    def on_data(self, member: Member, message: StateData, payload_nbytes: int | None, now: float) -> None:
-        """The payload, if it was wanted, lies in ``receive_buffer``. After the last part the learner is told to install."""
+    def on_data(self, member: Member, message: StateData, payload: memoryview | None, now: float) -> None:
+        """``payload``: the bytes that came with it. After the last part the learner is told to install."""
         meta = self._meta
         if meta is None or not self._wanted(member, message):
             return
-        part, array = meta.parts[self._part], self._parts[self._names[self._part]]
-        if payload_nbytes != part.nbytes or checksum(array) != part.checksum or not math.isfinite(square_norm(array)):
+        part = meta.parts[self._part]
+        received = np.frombuffer(payload, dtype=np.float32) if payload is not None and payload.nbytes == part.nbytes else None
+        if received is None or checksum(received) != part.checksum or not math.isfinite(square_norm(received)):
             self.rejected += 1
             self._fail(f"part {part.name!r} from line {member.line} is damaged")
             return
+        np.copyto(self._parts[part.name], received)
         self._part += 1
         if self._part < len(meta.parts):
             self._progress(now)

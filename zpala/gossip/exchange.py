@@ -30,7 +30,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from zpala.gossip.actions import Outbox
-from zpala.gossip.buffers import BufferPool, Vector
+from zpala.gossip.buffers import BufferPool
 from zpala.gossip.events import DeltaQueued
 from zpala.gossip.exchange_outcomes import Outcomes
 from zpala.gossip.exchange_sender import Sender
@@ -116,7 +116,7 @@ class Exchanges:
 
     @property
     def _has_buffers(self) -> bool:
-        """One to receive into, one that the shadow may move to while it is frozen, and one if it has to move first."""
+        """One for the delta, one that the shadow may move to while it is frozen, and one if it has to move first."""
         return self._pool.free >= 2 + self._shadow.moves
 
     @property
@@ -259,13 +259,8 @@ class Exchanges:
             if not self._pool.is_sending(exchange.own):  # else it is on its way, only slow
                 self._send_data(exchange)
 
-    def receive_buffer(self, member: Member, message: Data) -> Vector | None:
-        """Where the payload of this DATA belongs; None when it is not wanted (any more)."""
-        current = self._find_current(member, message.xid)
-        return None if current is None or current.has_data else self._pool[current.theirs]
-
-    def on_data(self, member: Member, message: Data, payload_nbytes: int | None, now: float) -> None:
-        """The payload, if it was wanted, lies in ``receive_buffer``."""
+    def on_data(self, member: Member, message: Data, payload: memoryview | None, now: float) -> None:
+        """``payload``: the bytes that came with it; they are not kept."""
         exchange = self._find(member, message.xid)
         if exchange is None:
             self.counters["stray"] += 1
@@ -273,7 +268,7 @@ class Exchanges:
         if not exchange.has_data:
             if exchange.state is State.OFFERED:  # the ACCEPT was lost
                 self._engage(exchange, message.snapshot.version, now)
-            code = self._snapshots.judge(exchange, message.snapshot, payload_nbytes)
+            code = self._snapshots.judge(exchange, message.snapshot, payload)
             if code is not None:
                 self.counters[f"rejected_{code}"] += 1
                 self._abort(exchange, Step.BAD_DATA, code, now)

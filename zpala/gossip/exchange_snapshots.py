@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange_state import Exchange
 from zpala.gossip.messages import SnapshotDescription
@@ -45,17 +47,18 @@ class Snapshots:
             self._described = (self._shadow.revision, described)
         return described
 
-    def judge(self, exchange: Exchange, theirs: SnapshotDescription, payload_nbytes: int | None) -> str | None:
-        """None and the delta in place of the received data when they are good, else the code of the refusal."""
-        own, peer = self._pool[exchange.own], self._pool[exchange.theirs]
-        if payload_nbytes != self._nbytes or theirs.nbytes != self._nbytes:
+    def judge(self, exchange: Exchange, theirs: SnapshotDescription, payload: memoryview | None) -> str | None:
+        """None, and the delta in the exchange's second buffer, when the received bytes are good, else the code of the refusal."""
+        if payload is None or payload.nbytes != self._nbytes or theirs.nbytes != self._nbytes:
             return "size"
+        own, delta = self._pool[exchange.own], self._pool[exchange.theirs]
+        peer = np.frombuffer(payload, dtype=np.float32)
         if checksum(peer) != theirs.checksum:
             return "checksum"
         k = self._learnt_from
         norm, statistics = self._square_norms(peer)
-        delta_into(peer[:k], own[:k], self._mixing_weight, out=peer[:k])
-        square_distance = delta_into(peer[k:], own[k:], self._mixing_weight, out=peer[k:])
+        delta_into(peer[:k], own[:k], self._mixing_weight, out=delta[:k])
+        square_distance = delta_into(peer[k:], own[k:], self._mixing_weight, out=delta[k:])
         exchange.distance = relative_distance(exchange.mine.square_norm, norm, square_distance)
         exchange.peer_version = theirs.version
         if not math.isfinite(statistics):

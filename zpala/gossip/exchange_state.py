@@ -62,7 +62,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
 
 @dataclass(slots=True, eq=False)
 class Exchange:
-    """One side of one exchange. ``own`` and ``theirs`` are pool buffers held by it; ``theirs`` becomes the delta once data are valid."""
+    """One side of one exchange. ``own`` and ``theirs`` are pool buffers held by it; ``theirs`` has the delta once data are valid."""
 
     xid: ExchangeId
     peer: Member

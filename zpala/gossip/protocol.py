@@ -20,10 +20,7 @@ How the proxy uses it::
     actions = protocol.start(now)                                   # carry them out in order; the same after every call below
     ROUTER frame:   admits(routing_id, codec.claimed_type(frame), now)        # False: on_unread(routing_id, now), and nothing else
                     on_up(routing_id, codec.decode_up(frame), now, key)       # key: whose the connection was authenticated to be
-    DEALER frame:   message = codec.decode_down(header)
-                    array = protocol.receive_buffer(line, message)  # None: discard the payload
-                    nbytes = recv_into(array)                       # the true size of the last frame
-                    on_down(line, message, nbytes, now)             # at once: no other call between the two
+    DEALER frame:   on_down(line, codec.decode_down(header), payload, now)    # payload: the bytes of the last frame, read at once
     ProtocolError:  on_bad_frame(...)      poll timeout: deadline() - now, at most 100 ms, then on_timer(now)
     SendDown with a payload: zero-copy; on_sent(payload, now) exactly once, when the tracker is done or the send failed
 """
@@ -126,7 +123,7 @@ class Protocol:
         node: my name, for texts.
         incarnation: grows with every restart of this line (wall-clock nanoseconds at start); at most 2**63 - 1.
         nonce: 8 random bytes; becomes the run's if I lead the start.
-        buffers: at least 12 arrays f32[numel]; frozen snapshots, received data, deltas. Lent by ``Payload`` and ``DeltaQueued``.
+        buffers: at least 12 arrays f32[numel]; frozen snapshots and deltas. Lent by ``Payload`` and ``DeltaQueued``.
         shadow: one more of them, f32[numel], because the shadow always has one: see the property ``buffers``.
         state_parts: name -> f32[numel], "parameters" first, then the optimiser's vectors: the same names in the same order on every node.
         budget: env_steps of the whole cluster at which the run is finished.
@@ -503,19 +500,10 @@ class Protocol:
             return "not_running"
         return None
 
-    def receive_buffer(self, line: int, message: DownMessage) -> Vector | None:
-        """Where the payload of ``message`` (DATA, STATE_DATA) belongs, f32[numel]; None: read it away and report its size all the same."""
-        member = self._membership.get(line)
-        if member is None or self._halted:
-            return None
-        if isinstance(message, Data) and message.session == member.session_out:
-            return self._exchanges.receive_buffer(member, message)
-        if isinstance(message, StateData) and message.session == member.session_out:
-            return self._joiner.receive_buffer(member, message)
-        return None
-
-    def on_down(self, line: int, message: DownMessage, payload_nbytes: int | None, now: float) -> list[Action]:
-        """A message arrived on my DEALER to ``line``; ``payload_nbytes`` is the true size of its payload frame, None without one."""
+    def on_down(self, line: int, message: DownMessage, payload: memoryview | None, now: float) -> list[Action]:
+        """A message arrived on my DEALER to ``line``; ``payload``: the bytes of its payload frame, the caller's again when this returns,
+        None without one.
+        """
         member = self._membership.get(line)
         if self._begin(now) and member is not None:
             if isinstance(message, Welcome):
@@ -530,22 +518,22 @@ class Protocol:
                 self._counters["stale_session"] += 1
             else:
                 self._hear(member, now)
-                self._on_answer(member, message, payload_nbytes, now)
+                self._on_answer(member, message, payload, now)
         return self._settle(now)
 
     def _on_answer(
-        self, member: Member, message: Accept | Busy | Data | StateMeta | StateData, payload_nbytes: int | None, now: float
+        self, member: Member, message: Accept | Busy | Data | StateMeta | StateData, payload: memoryview | None, now: float
     ) -> None:
         if isinstance(message, Accept):
             self._exchanges.on_accept(member, message, now)
         elif isinstance(message, Busy):
             self._exchanges.on_busy(member, message, now)
         elif isinstance(message, Data):
-            self._exchanges.on_data(member, message, payload_nbytes, now)
+            self._exchanges.on_data(member, message, payload, now)
         elif isinstance(message, StateMeta):
             self._joiner.on_meta(member, message, self._run.nonce, now)
         else:
-            self._joiner.on_data(member, message, payload_nbytes, now)
+            self._joiner.on_data(member, message, payload, now)
 
     def on_bad_frame(self, line: int | None, link: bytes | None, error: Exception, now: float) -> list[Action]:
         """The codec refused a frame from my DEALER to ``line``, or from ``link`` on my ROUTER."""

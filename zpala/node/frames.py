@@ -4,7 +4,8 @@ Up, a DEALER sends one header frame. Down, the ROUTER sends a header and, for DA
 tracker follows the last frame only. libzmq hands a message over when all its parts have come, so nothing here ever waits; a message
 with other parts than it should have is read to its end and refused. Used by the proxy's thread; owns a buffer, no socket.
 
-``recv_into`` truncates without a word and returns the frame's true size; so sizes are compared, never assumed.
+A payload is not copied: whoever reads gets libzmq's own memory. ``recv_into``, which headers are read with, truncates without a word and
+returns the frame's true size; so sizes are compared, never assumed.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ class Up(NamedTuple):
 
 
 class Down(NamedTuple):
-    """What one read of a DEALER gave. ``payload_nbytes``: the true size of what followed the header, None when nothing did."""
+    """What one read of a DEALER gave. ``payload``: the bytes of the frame behind the header, in libzmq's memory, which lives as long as
+    this view; empty when there were several (no node sends that), None when there was none. ``nbytes``: everything that came.
+    """
 
     message: m.DownMessage | codec.ProtocolError
-    payload_nbytes: int | None
+    payload: memoryview | None
     nbytes: int
 
 
@@ -76,23 +79,25 @@ class FrameReader:
         except codec.ProtocolError as error:
             return Up(link, error, nbytes, key)
 
-    def read_down(self, dealer: Socket, receive_buffer: Callable[[m.DownMessage], Vector | None]) -> Down | None:
-        """The next message of a DEALER; None when there is none. A payload goes straight into ``receive_buffer(message)``."""
+    def read_down(self, dealer: Socket) -> Down | None:
+        """The next message of a DEALER; None when there is none."""
         try:
             size = dealer.recv_into(self._header, flags=zmq.DONTWAIT)
         except zmq.Again:
             return None
-        payload_nbytes: int | None = None
+        payload: memoryview | None = None
+        surplus = 0
         try:
             message = codec.decode_down(self._frame(size))
             if dealer.rcvmore:
                 if not isinstance(message, m.Data | m.StateData):
                     raise codec.ProtocolError("limit", f"{type(message).__name__} of more than one frame")
-                into = receive_buffer(message)
-                payload_nbytes = dealer.recv_into(_NOWHERE if into is None else bytes_of(into)) + _drain(dealer)
+                payload = dealer.recv(copy=False).buffer
+                if dealer.rcvmore:
+                    surplus, payload = payload.nbytes + _drain(dealer), memoryview(b"")
         except codec.ProtocolError as error:
             return Down(error, None, size + _drain(dealer))
-        return Down(message, payload_nbytes, size + (payload_nbytes or 0))
+        return Down(message, payload, size + surplus + (0 if payload is None else payload.nbytes))
 
     def _frame(self, size: int) -> memoryview:
         if size >= len(self._header):

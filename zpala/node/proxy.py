@@ -4,7 +4,7 @@ Frames, timers and mail from the learner become the protocol's events; its actio
 the thread: the ROUTER, the DEALERs (``links``), who is let in (``security``), its end of the mailbox. It never imports torch,
 never waits for the learner, never waits for a peer. A peer can do no more than be refused: whatever bytes arrive end in a message, in
 ``on_bad_frame``, or in libzmq's refusal.
-A tensor is sent without a copy from the protocol's buffer, which stays untouched until ``on_sent``, and received straight into another.
+A tensor is sent without a copy from the protocol's buffer, which stays untouched until ``on_sent``, and read where libzmq has received it.
 """
 
 from __future__ import annotations

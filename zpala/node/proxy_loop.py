@@ -17,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import zmq
@@ -215,14 +214,14 @@ class ProxyLoop:
 
     def _read_dealer(self, line: int, dealer: sockets.Socket) -> None:
         for _ in range(MESSAGES_PER_TURN):
-            down = None if dealer.closed else self._reader.read_down(dealer, partial(self._protocol.receive_buffer, line))
+            down = None if dealer.closed else self._reader.read_down(dealer)
             if down is None:  # empty, or an action has hung up
                 return
             self._tally.received(down.nbytes)
             if isinstance(down.message, codec.ProtocolError):
                 self._refuse(line, None, down.message)
             else:
-                self._perform(self._protocol.on_down(line, down.message, down.payload_nbytes, self._clock()))
+                self._perform(self._protocol.on_down(line, down.message, down.payload, self._clock()))
 
     def _refuse(self, line: int | None, link: bytes | None, error: codec.ProtocolError) -> None:
         self._tally.bad_frames += 1

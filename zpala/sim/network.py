@@ -284,12 +284,7 @@ class Network:
             self._clock.give(source, self._receive, source, line, message, content)
 
     def _receive(self, node: SimulatedNode, line: int, message: DownMessage, content: Vector | None) -> None:
-        nbytes = None
-        if content is not None:
-            if not isinstance(message, Data | StateData):
-                self._violations.append(f"a payload with {message}")
-            array = node.protocol.receive_buffer(line, message)
-            if array is not None:
-                array[:] = content
-            nbytes = content.nbytes
-        node.do(node.protocol.on_down(line, message, nbytes, self._clock.now))
+        if content is not None and not isinstance(message, Data | StateData):
+            self._violations.append(f"a payload with {message}")
+        payload = None if content is None else content.data.cast("B")
+        node.do(node.protocol.on_down(line, message, payload, self._clock.now))

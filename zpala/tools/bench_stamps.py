@@ -78,19 +78,14 @@ class StampedProtocol:
             self._stamps.note(message.xid.number, agreed=time.monotonic())
         return self._offered(began, actions)
 
-    def receive_buffer(self, line: int, message: m.DownMessage) -> Vector | None:
-        if isinstance(message, m.Data):
-            self._stamps.note(message.xid.number, arrived=time.monotonic())
-        return self._protocol.receive_buffer(line, message)
-
-    def on_down(self, line: int, message: m.DownMessage, payload_nbytes: int | None, now: float) -> list[Action]:
+    def on_down(self, line: int, message: m.DownMessage, payload: memoryview | None, now: float) -> list[Action]:
         began = time.monotonic()
-        actions = self._protocol.on_down(line, message, payload_nbytes, now)
+        actions = self._protocol.on_down(line, message, payload, now)
         if isinstance(message, m.Accept):
             self._stamps.note(message.xid.number, accepted=began)
         elif isinstance(message, m.Data):
             ended = time.monotonic()
-            self._stamps.note(message.xid.number, judged_from=began, judged_to=ended, **({"agreed": ended} if message.ok else {}))
+            self._stamps.note(message.xid.number, arrived=began, judged_to=ended, **({"agreed": ended} if message.ok else {}))
         return self._offered(began, actions)
 
     def _offered(self, began: float, actions: list[Action]) -> list[Action]:
@@ -115,8 +110,7 @@ def stages(asking: Sequence[Mapping[str, float]], answering: Sequence[Mapping[st
         add("DATA on its way", ASKING, i["arrived"] - r["frozen_to"])
         add("DATA on its way", ANSWERING, r["arrived"] - i["accepted"])
         for side, name in ((i, ASKING), (r, ANSWERING)):
-            add("put in its place", name, side["judged_from"] - side["arrived"])
-            add("checked, made the delta", name, side["judged_to"] - side["judged_from"])
+            add("checked, made the delta", name, side["judged_to"] - side["arrived"])
             add("waited for the peer's OK", name, side["queued"] - side["judged_to"])
             add("mailed to the learner", name, side["mailed"] - side["queued"])
             add("added by the learner", name, side["applied"] - side["mailed"])
