@@ -33,7 +33,7 @@ from zpala.tools.sleeping_environment import NAME as SLEEPING
 
 DEFAULTS = {"environment.id": SLEEPING, "environment.num_envs": 8}  # unless a run file, a preset or the person says otherwise
 NEARLY = 0.97  # of the floor: nothing is worth a word
-BUSY_CORES = 0.8  # of the machine's: they are what is short
+BUSY_CORES = 0.7  # of the machine's: they are what is short
 
 Measure = Callable[..., ClusterSpeed]
 
