@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import mmap
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,9 @@ def test_a_process_that_grows_is_told_of_once_and_then_is_too_big(caplog: pytest
     caplog.set_level(logging.WARNING, "zpala")
     now, grown = 0.0, []
     while not memory.exceeded(now):
-        grown.append(np.ones(20 * 10**6, dtype=np.uint8))
+        new_pages = mmap.mmap(-1, 20 * 10**6, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # the heap may have some from earlier tests
+        grown.append(np.frombuffer(new_pages, dtype=np.uint8))
+        grown[-1].fill(1)
         now += LOOK_S
         assert len(grown) * 20e6 < spare + 100e6, "it does not see how the process grows"
     assert len(grown) * 20e6 > spare - 100e6, "it has stopped for nothing"
