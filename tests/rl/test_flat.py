@@ -127,7 +127,7 @@ def test_a_change_between_forward_and_backward_is_noticed() -> None:
 
 
 def test_all_that_a_network_computes_with_lies_on_the_device() -> None:
-    """ "meta" is a device that computes nothing: whatever was left behind shows."""
+    """The device "meta" computes nothing: whatever was left behind shows."""
     vector = EnvironmentSpec("test", (3,), np.dtype("float32"), Discrete(2), 1, False, "test")
     network = build_network(vector, "mlp", (4,), "tanh", False, 1, normalize_observations=True)
     FlatParameters(network, "meta")

@@ -158,23 +158,21 @@ def pong(device: torch.device) -> dict[str, Any]:
     seconds, warmup_s = (10.0, 6.0) if cuda else (2.0, 1.0)
     result: dict[str, Any] = {}
     goals: dict[str, bool] = {}
-    for num_envs, precisions in ((256, ("bf16",)), (512, ("bf16",))) if cuda else ((8, ("float32",)),):
+    for num_envs, precision in ((256, "bf16"), (512, "bf16")) if cuda else ((8, "float32"),):
         with _alone(num_envs) as stepping_rate:
             before = stepping_rate(seconds / 2)
-            for precision in precisions:
-                speed = measure_node(_config(device, num_envs, precision, graphs=True), seconds=seconds, warmup_s=warmup_s)
-                after = stepping_rate(seconds / 2)
-                ratio = speed.sps / ((before + after) / 2.0)
-                name = f"{num_envs} environments, {precision}"
-                result[name] = {
-                    "sps": round(speed.sps),
-                    "stepping_alone": [round(before), round(after)],
-                    "ratio": round(ratio, 4),
-                    "stages_ms": {stage: round(each, 3) for stage, each in speed.stages_ms.items()},
-                    "threads": speed.threads,
-                }
-                goals[f"{name}: {ALONE_GOAL:g} of the environments' rate"] = ratio >= ALONE_GOAL
-                before = after
+            speed = measure_node(_config(device, num_envs, precision, graphs=True), seconds=seconds, warmup_s=warmup_s)
+            after = stepping_rate(seconds / 2)
+        ratio = speed.sps / ((before + after) / 2.0)
+        name = f"{num_envs} environments, {precision}"
+        result[name] = {
+            "sps": round(speed.sps),
+            "stepping_alone": [round(before), round(after)],
+            "ratio": round(ratio, 4),
+            "stages_ms": {stage: round(each, 3) for stage, each in speed.stages_ms.items()},
+            "threads": speed.threads,
+        }
+        goals[f"{name}: {ALONE_GOAL:g} of the environments' rate"] = ratio >= ALONE_GOAL
     return {**result, "goals": goals}
 
 

@@ -45,11 +45,11 @@ from tests.cluster.processes import Process, Processes, spread
 from tests.soak.learning import ROOT, source_commit
 from tests.soak.new_rows import NewRows
 from zpala.config import Config, load_config
-from zpala.rl.environments import environment_spec, make_environments
-from zpala.rl.flat import FlatParameters
-from zpala.rl.networks import ActorCritic, build_network
+from zpala.rl.environments import EnvironmentSpec, environment_spec, make_environments
+from zpala.rl.networks import ActorCritic
 from zpala.rl.rollout import Rollout
 from zpala.run_directory import load_checkpoint
+from zpala.tools.evaluate import load_agent
 from zpala.tools.sleeping_environment import SLOWNESS_VARIABLE
 
 HERE = Path(__file__).resolve().parent
@@ -166,27 +166,19 @@ def start(processes: Processes, task: Task, rule: str, bound: int, speed: str, s
 def divergence(directories: Sequence[Path], seed: int) -> float:
     """Mean of KL(p_i || p_j) over all ordered pairs and over what n0's sampled policy sees; nats."""
     config = load_config(directories[0] / "config.toml", {}, {})
-    networks = [network_of(config, directory) for directory in directories]
-    seen = observations(config, networks[0], seed)
+    e = config.environment
+    spec = environment_spec(e.id, e.args, e.atari_settings(), e.max_episode_steps)
+    networks: list[Any] = [load_agent(config, spec, load_checkpoint(each).model, torch.device("cpu")).network for each in directories]
+    seen = observations(config, spec, networks[0], seed)
     logs = [torch.log_softmax(network.policies(seen), dim=-1).double() for network in networks]
     pairs = [(one, other) for one in logs for other in logs if one is not other]
     return statistics.fmean(float((one.exp() * (one - other)).sum(-1).mean()) for one, other in pairs)
 
 
-def network_of(config: Config, directory: Path) -> ActorCritic:
-    e = config.environment
-    spec = environment_spec(e.id, e.args, e.atari_settings(), e.max_episode_steps)
-    network = build_network(spec, channels_last=False, seed=0, heads="actor_critic", **config.network_values())
-    assert isinstance(network, ActorCritic)
-    FlatParameters(network).load({name: torch.from_numpy(array.copy()) for name, array in load_checkpoint(directory).model.items()})
-    return network
-
-
-def observations(config: Config, network: ActorCritic, seed: int) -> torch.Tensor:
+def observations(config: Config, spec: EnvironmentSpec, network: ActorCritic, seed: int) -> torch.Tensor:
     """At least ``OBSERVATIONS`` of them, [B, ...], of 16 environments that ``network`` plays in."""
     e, count = config.environment, 16
     args = {**e.args, "step_s": 0.0}
-    spec = environment_spec(e.id, args, e.atari_settings(), e.max_episode_steps)
     rollout = Rollout(spec, 1, count)
     generator = torch.Generator().manual_seed(seed)
     seeds = [1_000_000 + index for index in range(count)]

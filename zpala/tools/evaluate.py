@@ -160,7 +160,7 @@ def play(
     state = np.random.SeedSequence([_PURPOSE, seed]).generate_state(count + 1)
     seeds = [int(word) & 0x7FFFFFFF for word in state[:count]]
     sampler = torch.Generator().manual_seed(int(state[count]))
-    agent = _load_agent(config, spec, parameters, torch.device(device))
+    agent = load_agent(config, spec, parameters, torch.device(device))
     rollout = Rollout(spec, 1, count)
     environments = make_environments(
         settings.id,
@@ -192,7 +192,7 @@ def play(
     )
 
 
-def _load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
+def load_agent(config: Config, spec: EnvironmentSpec, parameters: Parameters, device: torch.device) -> Algorithm:
     """The algorithm of the run with these parameters, to ask for actions only: its optimiser never steps."""
     name = config.algorithm.name
     try:
