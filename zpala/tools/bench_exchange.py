@@ -6,8 +6,8 @@ blocks.
 
 Copies of the vector that one exchange makes, per node, found by reading the code. Sent: the learner copies its model to a snapshot slot
 (``GossipPort._publish``), the proxy copies that to the shadow (``Shadow.publish``), the kernel copies it out of the shadow's own memory,
-which is what is frozen. Received: the kernel copies it to libzmq's message, ``recv_into`` copies that to the buffer in which it is checked
-and becomes the delta; the learner adds that. So 2 of our own and the kernel's 1 on the way out, 1 and 1 on the way in.
+which is what is frozen. Received: the kernel copies it to libzmq's message, where it is checked and from which the delta is written to a
+buffer (``Snapshots.judge``); the learner adds that. So 2 of our own and the kernel's 1 on the way out, 1 and 1 on the way in.
 """
 
 from __future__ import annotations
