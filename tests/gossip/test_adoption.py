@@ -103,6 +103,23 @@ def test_one_after_the_other_the_donor_captures_anew() -> None:
     assert cluster.counter("adoption_rejected") == 0
 
 
+def test_who_comes_back_after_a_broken_transfer_gets_the_present_state() -> None:
+    cluster = running(1, late=1, settings=GossipSettings(wait_for=1), drift=0.02)
+    donor, late = cluster.nodes
+    cluster.network.drop = lambda source, target, message: type(message).__name__ == "StateFetch"
+    late.run()
+    assert cluster.run(5.0, lambda: cluster.network.sent["StateMeta"] > 0 and cluster.network.resets > 0)
+    cluster.kill(1)
+    assert len(donor.protocol._donor._transfers) == 1  # it was broken off
+    captured_at = cluster.now
+    cluster.network.drop = lambda source, target, message: False
+    cluster.run(100.0)
+    late = cluster.restart(1)
+    assert cluster.run(10.0, lambda: late.learner.state in ("learning", "gate"))
+    age_s = (donor.learner.version - late.learner.version) * 0.05
+    assert age_s < 2.0 < cluster.now - captured_at
+
+
 def test_a_donor_that_dies_in_the_middle_is_replaced_by_the_next() -> None:
     cluster = running(3, late=1)
     cluster.network.bandwidth = 100.0  # a part of 64 bytes takes most of a second

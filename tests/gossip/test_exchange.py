@@ -546,6 +546,56 @@ def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
     assert cluster.problems() == []
 
 
+def test_a_snapshot_that_takes_longer_than_the_patience_is_sent_once() -> None:
+    """Of a slow link half would be lost if what is on its way were asked for again; what the first exchange takes is not known yet."""
+    numel = module.SMALL_BYTES // 4 + 16
+    settings = GossipSettings()
+    transfer_s = 3 * settings.retransmit_s
+    cluster = started(VirtualCluster(2, 3, periods=0.05, numel=numel, bandwidth=4 * numel / transfer_s, codec_every=0))
+    assert cluster.run(30.0, lambda: cluster.counter("applied") >= 8)
+    sent, applied = cluster.network.sent["Data"], cluster.counter("applied")
+    cluster.run(60.0)
+    more = cluster.counter("applied") - applied
+    assert more >= 0.8 * 2 * 60.0 / transfer_s
+    assert cluster.network.sent["Data"] - sent <= more + 2
+    cluster.network.bandwidth = np.inf
+    cluster.quiesce()
+    conserved(cluster)
+
+
+def test_a_peer_behind_a_link_that_stands_still_takes_one_buffer_and_no_more() -> None:
+    """What was sent to it stays in the queue of its connection for longer than an exchange may take; its heartbeats come all the same."""
+
+    def played(held_s: float) -> tuple[VirtualCluster, int, int]:
+        cluster = started(VirtualCluster(3, 5, periods=0.1, buffers=13))
+        cluster.network.held_s = lambda source, target: held_s if {source, target} == {0, 1} else 0.0
+        applied, least, deaf = cluster.nodes[2].protocol.metrics()["applied"], 13, 0
+        for _ in range(600):
+            cluster.run(0.1)
+            metrics = [node.protocol.metrics() for node in cluster.nodes]
+            least = min(least, metrics[0]["buffers_free"])
+            deaf = max(deaf, metrics[0]["sends_in_flight"])
+        assert cluster.forced == []
+        assert all(node.learner.updates > 0.9 * 600 for node in cluster.nodes)
+        if held_s:
+            assert {member.clogged for member in cluster.nodes[0].protocol._membership if member.line == 1} == {1}
+        return cluster, metrics[2]["applied"] - applied, least - deaf
+
+    _, usual, _ = played(0.0)
+    cluster, applied, spare = played(80.0)
+    assert applied > 0.9 * usual  # node 2 has everything from both
+    assert spare >= 13 - 1 - 4 - 2 - 2
+    cluster.network.held_s = lambda source, target: 0.0
+    cluster.run(30.0)
+    before = cluster.nodes[0].protocol.metrics()["busy_received"]
+    ended = len(cluster.nodes[0].endings)
+    cluster.run(5.0)
+    assert cluster.nodes[0].protocol.metrics()["busy_received"] - before < 100
+    assert any(ending.exchange.peer.line == 1 and ending.step is Step.COMPLETED for ending in cluster.nodes[0].endings[ended:])
+    cluster.quiesce()
+    conserved(cluster)
+
+
 # ---- the machine ------------------------------------------------------------------------------------------------------------------------
 
 

@@ -204,7 +204,7 @@ class Donor:
         self._captured_at = -math.inf
         self._described: tuple[StatePart, ...] = ()
         self._waiting: dict[int, Member] = {}  # line -> who wants a STATE_META
-        self._transfers: dict[int, float] = {}  # line -> last sign of a transfer under way
+        self._transfers: dict[tuple[int, int], float] = {}  # (line, incarnation) -> last sign of a transfer under way
         self._in_flight: list[int] = [0] * len(self._arrays)
         self._to: dict[tuple[int, int], int] = {}  # (line, part) -> sends of it in flight, not known one by one: an upper bound
         self.bytes_sent = 0
@@ -223,11 +223,12 @@ class Donor:
 
     def on_request(self, member: Member, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
         """Whoever asks again while a transfer to it is under way has not got the STATE_META: it is sent again."""
+        self._forget_stalled(now)
         if self._capturing:
             self._waiting[member.line] = member
-        elif self._captured is not None and (now - self._captured_at < FRESH_S or member.line in self._transfers):
+        elif self._captured is not None and (now - self._captured_at < FRESH_S or _process(member) in self._transfers):
             self._send_meta(member, nonce, digest, now)
-        elif not self._busy(now):
+        elif not self._transfers and not self.in_flight:
             self._waiting[member.line] = member
             self.capture()
 
@@ -248,10 +249,10 @@ class Donor:
         self._state_id += 1
         self._out.learner(CaptureState(state_id=self._state_id))
 
-    def _busy(self, now: float) -> bool:
+    def _forget_stalled(self, now: float) -> None:
+        """Transfers without a sign of life, or what is captured would be given to whoever comes back, however old."""
         limit_s = self._settings.exchange_timeout_s
-        self._transfers = {line: at for line, at in self._transfers.items() if now - at < limit_s}
-        return bool(self._transfers) or self.in_flight > 0
+        self._transfers = {process: at for process, at in self._transfers.items() if now - at < limit_s}
 
     def on_captured(self, captured: StateCaptured, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> bool:
         """True when this is the state that was asked for."""
@@ -271,7 +272,7 @@ class Donor:
     def _send_meta(self, member: Member, nonce: bytes, digest: tuple[DigestEntry, ...], now: float) -> None:
         if self._captured is None or member.link is None:
             return
-        self._transfers[member.line] = now
+        self._transfers[_process(member)] = now
         meta = StateMeta(
             session=member.session_in,
             state_id=self._state_id,
@@ -292,9 +293,9 @@ class Donor:
             return
         if self._to.get((member.line, message.part), 0) and self._in_flight[message.part]:
             return  # asked again while it is on its way
-        self._transfers[member.line] = now
+        self._transfers[_process(member)] = now
         if message.part == len(self._arrays) - 1:
-            del self._transfers[member.line]  # in flight until the send is over; a repeated fetch brings it back
+            del self._transfers[_process(member)]  # in flight until the send is over; a repeated fetch brings it back
         self._to[member.line, message.part] = 1
         self._in_flight[message.part] += 1
         described = self._described[message.part]
@@ -308,3 +309,8 @@ class Donor:
         self._in_flight[part] -= 1
         if not self._in_flight[part]:
             self._to = {key: count for key, count in self._to.items() if key[1] != part}
+
+
+def _process(member: Member) -> tuple[int, int]:
+    """Who of the line is meant: a process that was started anew is another one."""
+    return member.line, member.incarnation

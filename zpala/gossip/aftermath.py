@@ -59,7 +59,7 @@ class Aftermath:
         elif ending.step is Step.REFUSED:
             self._pacing.not_taken()
             self._pacing.busy(median_s, now)
-            if ending.code in ("not_running", "leaving", "parting", "deltas"):
+            if ending.code in ("not_running", "leaving", "parting", "deltas", "backlog"):
                 member.avoid_until = now + NOT_NOW_S
             if ending.code == "not_running":  # it may have quarantined me: it must not hold the gate for ever
                 member.unanswered += 1

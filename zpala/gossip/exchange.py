@@ -46,7 +46,9 @@ from zpala.gossip.shadow import Shadow
 MAX_DOUBTS = 4  # at most one per peer
 SMALL_BYTES = 256 * 1024  # below, the initiator waits for the responder's data before it sends its own (one message less)
 DURATIONS = 64
-EXPIRED = "expired"  # code of an ABORT: I was in doubt for too long and have counted the defect
+LATE = 1.5  # times what the last exchange with a peer took: then a snapshot is lost rather than slow
+TIMEOUT = "timeout"  # code of an ABORT: I have waited long enough
+EXPIRED = "expired"  # another: I was in doubt for too long and have counted the defect
 FIRST_DURATION_S = 0.01  # taken for the median before there is one
 COUNTERS = (
     "offers",
@@ -106,6 +108,7 @@ class Exchanges:
         self._snapshots = Snapshots(schema, pool, shadow, guard, settings.mixing_weight)
         self._outcomes = Outcomes(settings.keep_s)
         self._durations: deque[float] = deque(maxlen=DURATIONS)
+        self._left_behind: dict[int, list[Member]] = {}  # buffer -> to whom it is still being sent though the exchange is over
         self._median_s = FIRST_DURATION_S
 
     # ---- what the protocol asks -------------------------------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ class Exchanges:
             self._sender.busy(member, xid, refusal or "not_running")
             return
         exchange.peer_version = message.snapshot.version
+        exchange.retransmit_at = now + self._patience_s(exchange)
         self.counters["accepts"] += 1
         self._sender.accept(exchange)
         self._send_data(exchange)
@@ -222,6 +226,8 @@ class Exchanges:
             return "engaged"
         if len(self.doubts) >= MAX_DOUBTS or self.in_doubt(member):
             return "doubt"
+        if member.clogged:
+            return "backlog"
         if not self._shadow.ready:
             return "not_running"
         if self._shadow.full:
@@ -247,7 +253,7 @@ class Exchanges:
         self._move(exchange, Step.ACCEPTED)
         exchange.peer_version = peer_version
         exchange.deadline = now + self._settings.exchange_timeout_s
-        exchange.retransmit_at = now + self._settings.retransmit_s
+        exchange.retransmit_at = now + self._patience_s(exchange)
 
     def on_fetch(self, member: Member, message: Fetch, now: float) -> None:
         exchange = self._find(member, message.xid)
@@ -256,7 +262,7 @@ class Exchanges:
         else:
             if exchange.state is State.OFFERED:  # the ACCEPT was lost
                 self._engage(exchange, exchange.peer_version, now)
-            if not self._pool.is_sending(exchange.own):  # else it is on its way, only slow
+            if not (exchange.data_sent and self._pool.is_sending(exchange.own)):  # else it is on its way, only slow
                 self._send_data(exchange)
 
     def on_data(self, member: Member, message: Data, payload: memoryview | None, now: float) -> None:
@@ -326,8 +332,15 @@ class Exchanges:
             if now >= exchange.deadline:
                 self._expire(exchange, now)
             elif now >= exchange.retransmit_at:
-                exchange.retransmit_at = now + self._settings.retransmit_s
+                exchange.retransmit_at = now + self._patience_s(exchange)
                 self._retransmit(exchange)
+
+    def _patience_s(self, exchange: Exchange) -> float:
+        """What is waited for before I ask again: a snapshot takes as long as the link needs, and is not to be sent twice for it."""
+        least_s = self._settings.retransmit_s
+        if exchange.state is State.OFFERED or exchange.has_data:
+            return least_s
+        return max(least_s, LATE * exchange.peer.exchange_s)
 
     def _expire(self, exchange: Exchange, now: float) -> None:
         if exchange.state is State.DOUBT:
@@ -340,7 +353,7 @@ class Exchanges:
             self.doubts[exchange.xid] = exchange
             exchange.deadline = now + self._settings.keep_s
         else:
-            self._abort(exchange, Step.GAVE_UP, "timeout", now)
+            self._abort(exchange, Step.GAVE_UP, TIMEOUT, now)
 
     def _retransmit(self, exchange: Exchange) -> None:
         if exchange.peer.session_out is None:
@@ -386,6 +399,15 @@ class Exchanges:
 
     # ---- endings ----------------------------------------------------------------------------------------------------------------------
 
+    def sent(self, buffer: int) -> None:
+        """A zero-copy send of ``buffer`` is over. Until then who was given up in the middle of it is left alone: its link has enough to carry,
+        and every other exchange would take one buffer more of those that all peers share.
+        """
+        self._pool.sent(buffer)
+        if not self._pool.is_sending(buffer):
+            for member in self._left_behind.pop(buffer, ()):
+                member.clogged -= 1
+
     def _complete(self, exchange: Exchange, now: float) -> None:
         late = exchange.state is State.DOUBT
         self._move(exchange, Step.COMPLETED)
@@ -396,7 +418,8 @@ class Exchanges:
         self.counters["applied_late" if late else "applied"] += 1
         self.last_distance = exchange.distance
         if not late:
-            self._durations.append(now - exchange.started_at)
+            exchange.peer.exchange_s = now - exchange.started_at
+            self._durations.append(exchange.peer.exchange_s)
             self._median_s = sorted(self._durations)[len(self._durations) // 2]
         self._out.learner(
             DeltaQueued(
@@ -426,6 +449,10 @@ class Exchanges:
             self._outcomes.remember(exchange, now)
         else:
             self.counters["unanswered"] += step is Step.GAVE_UP
+        timed_out = step in (Step.GAVE_UP, Step.EXPIRED) or code == TIMEOUT
+        if timed_out and exchange.data_sent and self._pool.is_sending(exchange.own):
+            exchange.peer.clogged += 1
+            self._left_behind.setdefault(exchange.own, []).append(exchange.peer)
         self._pool.release(exchange.theirs)
         self._pool.release(exchange.own)
         self._ended(Ending(exchange, step, code, late), now)

@@ -111,6 +111,8 @@ class Formation:
             run.nonce = b""
             run.enter(Phase.WAITING, now)
             return False
+        if self._donor.in_flight:  # of the run that this node was in before: the state parts are still read
+            return True
         givers = ACTIVE if joining else ACTIVE | {Phase.READY}
         self._joiner.on_timer([member for member in of_run if member.condition.phase in givers], now)
         return True
@@ -163,6 +165,7 @@ class Formation:
         self._leading = lead
         self._run.nonce = nonce
         self._joiner.cancel()
+        self._donor.withdraw()
         if self._settings.initial == "adopt":
             self._run.enter(phase, now)
             if lead:

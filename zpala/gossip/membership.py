@@ -56,6 +56,7 @@ _OF_THE_PROCESS = (
     "avoid_until",
     "no_news_wait_s",
     "strikes",
+    "exchange_s",
     "slow",
     "pace_since",
     "parting",
@@ -83,6 +84,7 @@ class Member:
     avoid_until: float = 0.0
     no_news_wait_s: float = 0.0
     strikes: int = 0
+    exchange_s: float = 0.0  # what the last exchange with it took, 0.0 until there was one
     slow: bool = False  # see ``slowness``
     pace_since: float = float("inf")  # when its pace began to speak against what ``slow`` says
     parting: bool = False  # the sessions with it are being given up, see ``contacts``
@@ -101,6 +103,7 @@ class Member:
     dialled_at: float = float("-inf")
     redial_at: float = float("inf")
     redial_wait_s: float = 0.0
+    clogged: int = 0  # snapshots on their way to it that were of exchanges which have been given up
 
     @property
     def established(self) -> bool:
@@ -292,6 +295,7 @@ class Membership:
             member.liveness is Liveness.ALIVE
             and member.established
             and not member.parting
+            and not member.clogged
             and member.condition.phase in ACTIVE
             and now >= member.avoid_until
             and now >= member.quarantined_until
@@ -303,6 +307,7 @@ class Membership:
             member.liveness is Liveness.ALIVE
             and member.established
             and not member.parting
+            and not member.clogged
             and member.condition.phase == Phase.RUNNING
             and not member.condition.finish_reason
             and member.condition.updates >= WARM_UPDATES

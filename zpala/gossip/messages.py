@@ -160,7 +160,7 @@ class Accept:
 class Busy:
     session: int
     xid: ExchangeId
-    reason: str  # engaged | doubt | buffers | deltas | not_running | leaving | parting
+    reason: str  # engaged | doubt | backlog | buffers | deltas | not_running | leaving | parting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -565,7 +565,7 @@ class Protocol:
     def on_sent(self, payload: Payload, now: float) -> list[Action]:
         """A zero-copy send is over (done or failed): exactly once per SendDown with a payload."""
         if payload.kind == "buffer":
-            self._pool.sent(payload.index)
+            self._exchanges.sent(payload.index)
         else:
             self._donor.on_sent(payload.index)
         self._begin(now)

@@ -77,6 +77,7 @@ class Network:
         self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset
         self.corrupt: Callable[[int, int, Any, Vector], Vector] = lambda source, target, message, content: content
         self.further_s: Callable[[int, int], float] = lambda source, target: 0.0  # what the way between two lines takes beyond latency_s
+        self.held_s: Callable[[int, int], float] = lambda source, target: 0.0  # for how long a zero-copy send holds its buffer beyond send_s
         self.trace: Callable[[str], None] | None = None
         self._clock = clock
         self._rng = rng
@@ -215,7 +216,8 @@ class Network:
                 self._travel(connection, "down", 0, self._deliver_down, connection, message, None)
             return
         array = node.protocol.payload_array(payload)
-        connection.last["down"] = max(connection.last.get("down", 0.0), self._clock.now + self._rng.uniform(*self._send_s))
+        hold_s = self._rng.uniform(*self._send_s) + self.held_s(node.line, connection.source.line)
+        connection.last["down"] = max(connection.last.get("down", 0.0), self._clock.now + hold_s)
         self._clock.at(connection.last["down"], self._transmit, None, node, connection, message, payload, array, array.tobytes(), lost)
 
     def _transmit(
