@@ -113,6 +113,26 @@ def test_values_are_toml_or_text(text: str, value: object) -> None:
     assert parse_value(text) == value
 
 
+@pytest.mark.parametrize("field", ["network.core", "optimizer.anneal"])
+def test_none_is_a_choice_where_the_field_has_it(field: str) -> None:
+    assert parse_assignment(f"{field}=none") == (field, "none")
+    assert load_config(None, dict([parse_assignment(f"{field}=none")]), {}).to_toml().count('= "none"') >= 1
+    assert load_config(None, {}, {f"ZPALA_{field.upper().replace('.', '_')}": "none"}).to_toml().count('= "none"') >= 1
+
+
+def test_none_is_no_value_elsewhere() -> None:
+    assert parse_assignment("run.target_return=none") == ("run.target_return", None)
+
+
+def test_an_environment_of_a_file_is_named_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, {"environment.id": "envs/mine.py:make"}, {})
+    assert config.environment.id == f"{tmp_path}/envs/mine.py:make"
+    assert config.environment.label == "mine.py:make"
+    for name in ("ALE/Pong-v5", "module:make", "CartPole-v1"):
+        assert load_config(None, {"environment.id": name}, {}).environment.id == name
+
+
 def test_environment_arguments_are_named() -> None:
     assert parse_argument("environment.args", "size=8") == ("environment.args.size", 8)
     with pytest.raises(ConfigError, match="--env-arg 'size'"):

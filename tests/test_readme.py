@@ -32,7 +32,7 @@ def test_the_exit_statuses_are_those_of_the_code() -> None:
 
 
 def test_options_exist() -> None:
-    known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--episodes", "--help"}
+    known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--episodes", "--stochastic", "--help"}
     known |= {f"--{option}" for option in TABLES.values()}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--against", "--dir"}  # of plot, bench and keys
     known |= {"--curve", "--size", "--slow", "--exchange-every-update"}  # of bench

@@ -136,7 +136,7 @@ def node(
             "--peers",
             metavar="HOSTS.txt",
             envvar="ZPALA_PEERS",
-            help="All nodes: a line '[name] host:port [key]' each, may grow during the run. Or dns:NAME:PORT: all addresses of a name.",
+            help="All nodes: a line '\\[name] host:port \\[key]' each, may grow during the run. Or dns:NAME:PORT: all addresses of a name.",
         ),
     ],
     run_file: RunFile = None,
@@ -172,7 +172,9 @@ def evaluate(
     node: Annotated[
         str | None, typer.Option("--node", metavar="NAME", help="Only this node, and no mean model.", show_default=False)
     ] = None,
-    stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions instead of taking the most probable.")] = False,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Sample actions instead of taking the best; Q-learning: epsilon 0.05.")
+    ] = False,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the games; never equal to those of training.")] = 0,
     device: Annotated[str, typer.Option("--device", metavar="TEXT", help="cpu, cuda or cuda:1.")] = "cpu",
     as_json: Json = False,
@@ -296,7 +298,7 @@ def env_check(
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=10, help="Random steps, of all environments together.")] = 4_000,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="environment.FIELD=VALUE", help="Any field of [environment]; may be repeated.", show_default=False),
+        typer.Option("--set", metavar="environment.FIELD=VALUE", help="Any field of \\[environment]; may be repeated.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:

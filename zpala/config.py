@@ -97,6 +97,17 @@ class EnvironmentConfig(Section):
     life_loss: bool = Field(False, description="Atari: a lost life counts as terminated for learning; games and returns stay whole.")
     max_episode_steps: int | None = Field(None, ge=1, description="Any game is truncated after so many env_steps.")
 
+    @field_validator("id")
+    @classmethod
+    def _absolute(cls, name: str) -> str:
+        """As of an algorithm: a file is named by its absolute path from here on."""
+        return _absolute_file(name)
+
+    @property
+    def label(self) -> str:
+        """The id without the folder of a file."""
+        return file_label(self.id)
+
     def atari_settings(self) -> AtariSettings:
         """The part of these settings that only Atari games have, as ``zpala.rl`` takes it."""
         from zpala.rl.environments import AtariSettings
@@ -162,7 +173,7 @@ class AlgorithmConfig(Section):
             close = [f"{name}:Class"] if name.endswith(".py") else difflib.get_close_matches(name.lower(), ALGORITHM_NAMES, n=1, cutoff=0.5)
             hint = f' (did you mean "{close[0]}"?)' if close else ""
             raise ValueError(f"expected {', '.join(ALGORITHM_NAMES)}, path/to/mine.py:Class or module:Class{hint}")
-        return f"{os.path.abspath(module)}:{attribute}" if module.endswith(".py") else name
+        return _absolute_file(name)
 
     @property
     def label(self) -> str:
@@ -268,7 +279,9 @@ class GossipConfig(Section):
     mixing_weight: float = Field(0.5, gt=0, le=0.5, description="w of x += w (peer - own).")
     initial: Literal["adopt", "own"] = Field("adopt", description="adopt: all start from one node's parameters.")
     wait_for: int | Literal["all"] = Field("all", description="Nodes to wait for at the start.")
-    start_timeout_s: float = Field(60.0, ge=0, description="Then the run starts with the nodes that are there.")
+    start_timeout_s: float = Field(
+        60.0, ge=0, description="Seconds to wait for the others; then the run starts with the nodes that are there."
+    )
     heartbeat_s: float = Field(0.5, gt=0, description="Interval of heartbeats.")
     suspect_s: float = Field(2.0, gt=0, description="Silence after which a peer gets no offers.")
     dead_s: float = Field(5.0, gt=0, description="Silence after which a peer counts as dead and frees the gate.")
@@ -423,7 +436,21 @@ SECTIONS: tuple[str, ...] = tuple(name for name in Config.model_fields if name !
 
 def algorithm_label(name: str) -> str:
     """``algorithm.name`` without the folder of a file."""
-    return os.path.basename(name)
+    return file_label(name)
+
+
+def file_label(name: str) -> str:
+    """``path/to/file.py:attribute`` without the folders; every other name as it is."""
+    return os.path.basename(name) if _names_file(name) else name
+
+
+def _names_file(name: str) -> bool:
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def _absolute_file(name: str) -> str:
+    """``path/to/file.py:attribute`` with its absolute path, every other name as it is: a run directory is read from anywhere."""
+    return os.path.abspath(name) if _names_file(name) else name
 
 
 def fields() -> Iterator[tuple[str, Any]]:
@@ -466,7 +493,7 @@ def parse_assignment(text: str) -> tuple[str, object]:
     name, separator, value = text.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set {text!r}: expected section.field=value, for example --set gossip.max_staleness=32.")
-    return name.strip(), parse_value(value)
+    return name.strip(), _setting_value(name.strip(), value)
 
 
 def parse_argument(table: str, text: str) -> tuple[str, object]:
@@ -480,7 +507,15 @@ def parse_argument(table: str, text: str) -> tuple[str, object]:
 
 def option_value(field: str, text: str) -> object:
     """What ``text``, given as an option or a variable, means for ``field``: itself where the field is a text, else a TOML value."""
-    return text if _is_text(field) else parse_value(text)
+    return text if _is_text(field) else _setting_value(field, text)
+
+
+def _setting_value(field: str, text: str) -> object:
+    """``none`` is a choice where the field has it among its choices, and no value elsewhere."""
+    known = dict(fields()).get(field)
+    if text.strip() == "none" and known is not None and "none" in get_args(known.annotation):
+        return "none"
+    return parse_value(text)
 
 
 def _presets() -> Traversable:

@@ -566,31 +566,27 @@ def test_a_snapshot_that_takes_longer_than_the_patience_is_sent_once() -> None:
 def test_a_peer_behind_a_link_that_stands_still_takes_one_buffer_and_no_more() -> None:
     """What was sent to it stays in the queue of its connection for longer than an exchange may take; its heartbeats come all the same."""
 
-    def played(held_s: float) -> tuple[VirtualCluster, int, int]:
+    def played(held_s: float) -> tuple[VirtualCluster, float, float]:
+        """A minute; how many exchanges node 2 applied, and how many buffers node 0 had at least."""
         cluster = started(VirtualCluster(3, 5, periods=0.1, buffers=13))
         cluster.network.held_s = lambda source, target: held_s if {source, target} == {0, 1} else 0.0
-        applied, least, deaf = cluster.nodes[2].protocol.metrics()["applied"], 13, 0
+        applied, least = cluster.nodes[2].protocol.metrics()["applied"], 13.0
         for _ in range(600):
             cluster.run(0.1)
-            metrics = [node.protocol.metrics() for node in cluster.nodes]
-            least = min(least, metrics[0]["buffers_free"])
-            deaf = max(deaf, metrics[0]["sends_in_flight"])
+            least = min(least, cluster.nodes[0].protocol.metrics()["buffers_free"])
         assert cluster.forced == []
         assert all(node.learner.updates > 0.9 * 600 for node in cluster.nodes)
-        if held_s:
-            assert {member.clogged for member in cluster.nodes[0].protocol._membership if member.line == 1} == {1}
-        return cluster, metrics[2]["applied"] - applied, least - deaf
+        return cluster, cluster.nodes[2].protocol.metrics()["applied"] - applied, least
 
-    _, usual, _ = played(0.0)
-    cluster, applied, spare = played(80.0)
+    _, usual, usual_least = played(0.0)
+    cluster, applied, least = played(80.0)
+    assert [member.clogged for member in cluster.nodes[0].protocol._membership if member.line == 1] == [1]
     assert applied > 0.9 * usual  # node 2 has everything from both
-    assert spare >= 13 - 1 - 4 - 2 - 2
+    assert least >= usual_least - 4  # the exchange given up, and until it is two more of its own
     cluster.network.held_s = lambda source, target: 0.0
     cluster.run(30.0)
-    before = cluster.nodes[0].protocol.metrics()["busy_received"]
     ended = len(cluster.nodes[0].endings)
     cluster.run(5.0)
-    assert cluster.nodes[0].protocol.metrics()["busy_received"] - before < 100
     assert any(ending.exchange.peer.line == 1 and ending.step is Step.COMPLETED for ending in cluster.nodes[0].endings[ended:])
     cluster.quiesce()
     conserved(cluster)

@@ -3,9 +3,9 @@
     python3 -m venv /tmp/hivemind && /tmp/hivemind/bin/pip install hivemind torch numpy
     /tmp/hivemind/bin/python tests/soak/hivemind_averager.py --size 1700000 --rounds 50
 
-Runs in a Python that has hivemind, and imports nothing of zpala. Beside it: ``zpala bench exchange --size 1700000``. A round begins when both
-sides have found each other and ends when both have the mean: the search, of at least ``--matchmaking`` seconds, is not counted. Every round's
-result is compared with the mean. Prints one JSON object, seconds.
+Runs in a Python that has hivemind, and imports nothing of zpala. Beside it: ``zpala bench exchange --size 1700000``. A round begins when
+both sides have found each other and ends when both have the mean: the search, of at least ``--matchmaking`` seconds, is not counted. Every
+round's result is compared with the mean. Prints one JSON object, seconds.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ def side(rank: int, size: int, rounds: int, matchmaking_s: float, pipe: Connecti
     pipe.send([str(address) for address in dht.get_visible_maddrs()])
     receive(pipe)  # both are in the table; one that makes its averager before cannot be found
     vector = torch.zeros(size)
-    averager = DecentralizedAverager(
-        [vector], dht, prefix="zpala", target_group_size=2, min_matchmaking_time=matchmaking_s, request_timeout=matchmaking_s / 2, start=True
-    )
+    search = {"min_matchmaking_time": matchmaking_s, "request_timeout": matchmaking_s / 2}
+    averager = DecentralizedAverager([vector], dht, prefix="zpala", target_group_size=2, start=True, **search)
     for number in range(rounds):
         with averager.get_tensors() as tensors:
             tensors[0].fill_(float(number + 2 * rank))
@@ -78,17 +77,16 @@ def main() -> None:
     options = parser.parse_args()
     context = multiprocessing.get_context("fork")  # as hivemind starts its own, and this process has no threads
     pipes, processes = [], []
+    said: list[Any] = []
     for rank in range(2):
         mine, theirs = context.Pipe()
         arguments = (rank, options.size, options.rounds, options.matchmaking, theirs)
         processes.append(context.Process(target=side, args=arguments, daemon=False))
         pipes.append(mine)
         processes[-1].start()
-        if rank == 0:
-            addresses = receive(mine)
-        else:
-            mine.send(addresses)
-            receive(mine)
+        if rank == 1:
+            mine.send(said[0])  # where the first one is
+        said.append(receive(mine))
     seconds = []
     try:
         for pipe in pipes:

@@ -400,8 +400,8 @@ class Exchanges:
     # ---- endings ----------------------------------------------------------------------------------------------------------------------
 
     def sent(self, buffer: int) -> None:
-        """A zero-copy send of ``buffer`` is over. Until then who was given up in the middle of it is left alone: its link has enough to carry,
-        and every other exchange would take one buffer more of those that all peers share.
+        """A zero-copy send of ``buffer`` is over. Until then who was given up in the middle of it is left alone: its link has enough to
+        carry, and every other exchange would take one buffer more of those that all peers share.
         """
         self._pool.sent(buffer)
         if not self._pool.is_sending(buffer):

@@ -54,7 +54,7 @@ def run_node(config: Config, *, hosts: HostList, hosts_text: str, hosts_source: 
     Raises: ``TopologyError``, ``RunDirectoryError``: nothing was started.
     """
     topology = load_topology(config.gossip.topology, len(hosts))
-    run = config.run.directory or default_run_directory(config.environment.id, config.preset, config.run.seed)
+    run = config.run.directory or default_run_directory(config.environment.label, config.preset, config.run.seed)
     with Console(json_lines=os.environ.get(FORMAT_VARIABLE) == "json") as console:
         try:
             return _run(config, hosts, hosts_text, hosts_source, hosts_file, name, topology, run, console)

@@ -77,7 +77,7 @@ class Network:
         self.drop: Callable[[int, int, Any], bool] = lambda source, target, message: False  # lost with a reset
         self.corrupt: Callable[[int, int, Any, Vector], Vector] = lambda source, target, message, content: content
         self.further_s: Callable[[int, int], float] = lambda source, target: 0.0  # what the way between two lines takes beyond latency_s
-        self.held_s: Callable[[int, int], float] = lambda source, target: 0.0  # for how long a zero-copy send holds its buffer beyond send_s
+        self.held_s: Callable[[int, int], float] = lambda source, target: 0.0  # how long a zero-copy send takes beyond send_s
         self.trace: Callable[[str], None] | None = None
         self._clock = clock
         self._rng = rng

@@ -62,7 +62,7 @@ def launch(config: Config, *, nodes: int, command: Sequence[str] = COMMAND, outp
     load_topology(config.gossip.topology, nodes)
     _check_parts(config, nodes)
     names = [f"n{index}" for index in range(nodes)]
-    run = config.run.directory or default_run_directory(config.environment.id, config.preset, config.run.seed)
+    run = config.run.directory or default_run_directory(config.environment.label, config.preset, config.run.seed)
     taken = [name for name in names if (run / "nodes" / name).exists()]
     if taken:
         raise RunDirectoryError(

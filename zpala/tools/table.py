@@ -67,7 +67,7 @@ class Display:
         gossip = f"topology {self._config.gossip.topology}" if self._config.gossip.enabled else "no gossip"
         settings = self._config
         who = "1 node learns" if len(self.states) == 1 else f"{len(self.states)} nodes learn"
-        self._line(f"{who} {settings.environment.id} ({settings.algorithm.label}, {gossip}), run directory {self._run}")
+        self._line(f"{who} {settings.environment.label} ({settings.algorithm.label}, {gossip}), run directory {self._run}")
         if self._live is not None:
             self._live.start(refresh=True)
         return self
