@@ -34,7 +34,7 @@ from zpala.node.threads import flush_denormals
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
 
-BUFFERS = 12  # one exchange (2), four queued deltas, two doubts (2 each), and what is still being sent
+BUFFERS = 12  # one exchange (2), four queued deltas, and six for doubts (2 each, at most four) and for what is still being sent
 SNAPSHOT_SLOTS = 2
 
 
