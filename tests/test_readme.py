@@ -35,7 +35,7 @@ def test_options_exist() -> None:
     known = {"--" + option.replace("_", "-") for option in OPTION_FIELDS} | {"--peers", "--set", "--episodes", "--stochastic", "--help"}
     known |= {f"--{option}" for option in TABLES.values()}
     known |= {"--out", "--label", "--sps", "--pairs", "--seconds", "--against", "--dir"}  # of plot, bench and keys
-    known |= {"--curve", "--size", "--slow", "--exchange-every-update"}  # of bench
+    known |= {"--curve", "--size", "--slow", "--exchange-every-update", "--exchanges"}  # of bench
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     known |= {"--steps"}  # of env check
     known |= {"--task", "--sizes", "--topologies", "--heartbeat-s", "--short"}  # of tests/soak/learning.py and scale.py

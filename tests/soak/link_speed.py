@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--hidden", type=int, default=920, help="width of both hidden layers of both networks: 920 make 1.7 million parameters"
     )
-    parser.add_argument("--step-s", type=float, default=0.01, help="seconds that a step of the environments takes")
+    parser.add_argument("--step-s", type=float, default=0.02, help="seconds that a step of the environments takes")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     obstacle = namespaces.obstacle("tc")
