@@ -12,7 +12,8 @@ Messages of one exchange, I the initiator and R the responder (design §5, relia
     I -> R  DATA(ok)         small vectors: I waits for R's DATA, which is right behind, and saves the separate OK
     R -> I  OK               R holds I's data and I's OK: R applies. I, on R's OK, applies too: four hops from OFFER to both applied.
 
-Everything else is retransmission, and every message is idempotent: OFFER, FETCH and OK(ask) are repeated every ``retransmit_s``. A side
+Everything else is retransmission, and every message is idempotent: OFFER and OK(ask) are repeated every ``retransmit_s``, FETCH as soon as
+the peer's data are late for its link (``_patience_s``). A side
 applies only when it has the peer's data *and* the peer's OK. After its own OK it never aborts: if the peer's OK does not come in
 time the exchange is parked in DOUBT, where it blocks nothing but further exchanges with that peer, and is resolved by OK(ask) or, after
 ``keep_s``, given up as a counted defect.
