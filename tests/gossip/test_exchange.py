@@ -17,6 +17,7 @@ from zpala.gossip.exchange_state import TRANSITIONS, State, Step
 from zpala.gossip.membership import Member
 from zpala.gossip.messages import Accept, Busy, ExchangeId, Offer, SnapshotDescription
 from zpala.gossip.mixing import checksum
+from zpala.gossip.protocol import BUFFERS_MIN, LENT
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import VirtualCluster, ring
 
@@ -37,7 +38,7 @@ def conserved(cluster: VirtualCluster) -> None:
         metrics = node.protocol.metrics()
         assert node.exchanges.current is None
         assert (metrics["doubts_open"], metrics["deltas_queued"], metrics["sends_in_flight"]) == (0, 0, 0)
-        assert metrics["buffers_free"] == cluster.buffers
+        assert metrics["buffers_free"] == cluster.buffers - LENT - 1  # the shadow's
 
 
 # ---- one exchange ---------------------------------------------------------------------------------------------------------------------
@@ -391,7 +392,7 @@ def test_a_killed_peer_costs_at_most_one_delta(victim: int) -> None:
     for node in cluster.live():
         assert node.exchanges.current is None
         assert not node.exchanges.doubts
-        assert node.protocol.metrics()["buffers_free"] == cluster.buffers
+        assert node.protocol.metrics()["buffers_free"] == cluster.buffers - LENT - 1  # the shadow's
 
 
 def test_offers_in_a_circle_do_not_lock() -> None:
@@ -525,7 +526,7 @@ def test_the_node_that_diverged_stops_and_the_others_go_on(size: int) -> None:
 
 
 def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
-    cluster = started(VirtualCluster(3, 35, periods=0.1, buffers=12))
+    cluster = started(VirtualCluster(3, 35, periods=0.1, buffers=BUFFERS_MIN))
     node = cluster.nodes[0]
     pool = node.exchanges._pool
     for _ in range(pool.free):
@@ -568,7 +569,7 @@ def test_a_peer_behind_a_link_that_stands_still_takes_one_buffer_and_no_more() -
 
     def played(held_s: float) -> tuple[VirtualCluster, float, float]:
         """A minute; how many exchanges node 2 applied, and how many buffers node 0 had at least."""
-        cluster = started(VirtualCluster(3, 5, periods=0.1, buffers=13))
+        cluster = started(VirtualCluster(3, 5, periods=0.1, buffers=BUFFERS_MIN + 1))
         cluster.network.held_s = lambda source, target: held_s if {source, target} == {0, 1} else 0.0
         applied, least = cluster.nodes[2].protocol.metrics()["applied"], 13.0
         for _ in range(600):

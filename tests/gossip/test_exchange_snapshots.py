@@ -22,7 +22,10 @@ def judged(mine: Vector, theirs: Vector, learnt_from: int) -> tuple[str | None, 
     """The refusal, the exchange, and the delta."""
     pool = BufferPool([np.zeros(32, dtype=np.float32) for _ in range(3)])
     shadow = Shadow(pool)
-    shadow.publish(mine, 1, 0)
+    published = pool.take()
+    assert published is not None
+    pool[published][:] = mine
+    shadow.publish(published, 1, 0)
     snapshots = Snapshots(Schema(ENTRIES, 32, learnt_from), pool, shadow, Guard(), 0.5)
     own, described = snapshots.freeze()
     delta = pool.take()

@@ -20,6 +20,7 @@ from zpala.gossip.mixing import (
     Vector,
     checksum,
     delta_into,
+    new_digest,
     relative_distance,
     square_distance,
     square_norm,
@@ -40,10 +41,13 @@ def test_delta_and_norms_against_float64(size: int) -> None:
     own, peer = vectors(size)
     out = np.full_like(own, 1e30)
     difference = peer.astype(np.float64) - own.astype(np.float64)
-    squared = delta_into(peer, own, 0.5, out)
+    digest = new_digest()
+    squares = delta_into(peer, own, 0.5, out, digest)
     np.testing.assert_allclose(out, 0.5 * difference, rtol=1e-6, atol=1e-7)
-    assert squared == pytest.approx(float(difference @ difference), rel=1e-5)
-    assert square_distance(own, peer) == squared
+    assert squares.distance == pytest.approx(float(difference @ difference), rel=1e-5)
+    assert squares.norm == pytest.approx(float(peer.astype(np.float64) @ peer.astype(np.float64)), rel=1e-5)
+    assert square_distance(own, peer) == squares.distance
+    assert digest.intdigest() == checksum(peer)
     assert square_norm(own) == pytest.approx(float(own.astype(np.float64) @ own.astype(np.float64)), rel=1e-5)
 
 
@@ -53,7 +57,9 @@ def test_out_may_be_either_input(size: int) -> None:
     expected = np.empty_like(own)
     delta_into(peer, own, 0.5, expected)
     over_peer, over_own = peer.copy(), own.copy()
-    delta_into(over_peer, own, 0.5, over_peer)
+    digest = new_digest()
+    assert delta_into(over_peer, own, 0.5, over_peer, digest).norm == delta_into(peer, own, 0.5, expected).norm
+    assert digest.intdigest() == checksum(peer)  # of what it was
     delta_into(peer, over_own, 0.5, over_own)
     assert over_peer.tobytes() == over_own.tobytes() == expected.tobytes()
     assert (own.tobytes(), peer.tobytes()) == tuple(vector.tobytes() for vector in vectors(size))
@@ -65,7 +71,7 @@ def test_the_two_deltas_cancel_bit_for_bit(weight: float) -> None:
     own[:4] = [1e-42, 3e38, -0.0, 1e-38]  # denormal, near overflow, signed zero
     peer[:4] = [1e-44, 2e38, 0.0, 1.1e-38]
     mine, theirs = np.empty_like(own), np.empty_like(own)
-    assert delta_into(peer, own, weight, mine) == delta_into(own, peer, weight, theirs)
+    assert delta_into(peer, own, weight, mine).distance == delta_into(own, peer, weight, theirs).distance
     assert not np.any(mine + theirs)
     assert (-mine[np.nonzero(mine)]).tobytes() == theirs[np.nonzero(mine)].tobytes()
 
@@ -82,13 +88,13 @@ def test_the_two_deltas_cancel_for_any_floats(pairs: list[tuple[float, float]], 
 
 def test_the_weight_scales_the_delta_and_not_the_distance() -> None:
     own, peer, delta = np.array([1, 2, -4], np.float32), np.array([3, 2, 4], np.float32), np.empty(3, np.float32)
-    assert delta_into(peer, own, 0.25, delta) == 4 + 0 + 64
+    assert delta_into(peer, own, 0.25, delta) == (9 + 4 + 16, 4 + 0 + 64)
     assert delta.tolist() == [0.5, 0, 2]
 
 
 def test_half_of_both_deltas_meets_in_the_middle() -> None:
     own, peer, delta = np.array([1, 2, -4], np.float32), np.array([3, 2, 4], np.float32), np.empty(3, np.float32)
-    assert delta_into(peer, own, 0.5, delta) == 4 + 0 + 64
+    assert delta_into(peer, own, 0.5, delta) == (9 + 4 + 16, 4 + 0 + 64)
     assert (own + delta).tolist() == (peer - delta).tolist() == [2, 2, 0]
 
 
@@ -107,6 +113,7 @@ def test_one_bad_element_anywhere_shows_in_the_norm(size: int, poison: float) ->
     for place in {0, size // 2, size - 1}:
         own, peer = vectors(size)
         peer[place] = poison
+        assert not any(map(math.isfinite, delta_into(peer, own, 0.5, np.empty_like(own))))
         assert not math.isfinite(square_norm(peer))
         assert not math.isfinite(square_distance(own, peer))
         assert Guard().verdict(square_norm(own), square_norm(peer), square_distance(own, peer)) == "nonfinite"
@@ -114,7 +121,7 @@ def test_one_bad_element_anywhere_shows_in_the_norm(size: int, poison: float) ->
 
 def test_an_empty_vector_has_no_length() -> None:
     nothing = np.empty(0, np.float32)
-    assert (square_norm(nothing), square_distance(nothing, nothing), delta_into(nothing, nothing, 0.5, nothing)) == (0.0, 0.0, 0.0)
+    assert (square_norm(nothing), square_distance(nothing, nothing), delta_into(nothing, nothing, 0.5, nothing)) == (0.0, 0.0, (0.0, 0.0))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from zpala.gossip.actions import Log, Payload, SendDown, SendUp, ToLearner
 from zpala.gossip.codec import encode
-from zpala.gossip.events import Fatal, Published, View
+from zpala.gossip.events import Fatal, Published, SnapshotLent, View
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.membership import Phase
 from zpala.gossip.messages import (
@@ -34,7 +34,7 @@ from zpala.gossip.messages import (
     Welcome,
 )
 from zpala.gossip.pacing import Pacing
-from zpala.gossip.protocol import Protocol
+from zpala.gossip.protocol import BUFFERS_MIN, LENT, Protocol
 from zpala.gossip.sessions import SAID_MAX
 from zpala.gossip.settings import GossipSettings
 from zpala.sim.cluster import NUMEL, VirtualCluster, full, schema_of
@@ -58,8 +58,7 @@ def make(size: int = 3, line: int = 0, **options: Any) -> Protocol:
         "node": f"n{line}",
         "incarnation": 100,
         "nonce": b"nonce..." if line == 0 else b"another.",
-        "shadow": vectors(1)[0],
-        "buffers": vectors(12),
+        "buffers": vectors(BUFFERS_MIN),
         "state_parts": {"parameters": vectors(1)[0]},
         "budget": 10**6,
         "rng": random.Random(1),
@@ -219,8 +218,9 @@ def alone_with_a_session() -> tuple[Protocol, int]:
     protocol.on_up(b"x", ready, 0.3)
     protocol.on_up(b"x", dataclasses.replace(ready, condition=Condition(phase="running", updates=20)), 0.4)
     assert protocol.phase == "running"
-    vector = np.ones(NUMEL, np.float32)
-    protocol.on_published(Published(version=0, updates=0, applied_through=0), vector, 0.5)
+    lent = min(protocol._lent)
+    protocol.buffers[lent][:] = 1.0
+    protocol.on_published(Published(version=0, updates=0, applied_through=0), lent, 0.5)
     return protocol, welcome.session
 
 
@@ -338,8 +338,8 @@ def test_after_a_fatal_error_nothing_is_done() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"buffers": vectors(11)}, "too few"),
-        ({"shadow": np.zeros(NUMEL + 16, np.float32)}, "shadow has"),
+        ({"buffers": vectors(BUFFERS_MIN - 1)}, "too few"),
+        ({"buffers": [*vectors(BUFFERS_MIN), np.zeros(NUMEL + 16, np.float32)]}, f"buffer {BUFFERS_MIN} has"),
         ({"topology": full(4)}, "the topology is for 4 nodes"),
     ],
 )
@@ -349,10 +349,24 @@ def test_arguments_that_do_not_fit_together(change: dict[str, Any], text: str) -
 
 
 def test_payload_arrays_are_the_callers() -> None:
-    buffers, parts = vectors(12), {"parameters": vectors(1)[0], "slot": vectors(1)[0]}
+    buffers, parts = vectors(BUFFERS_MIN), {"parameters": vectors(1)[0], "slot": vectors(1)[0]}
     protocol = make(buffers=buffers, state_parts=parts)
     assert protocol.payload_array(Payload("buffer", 3)) is buffers[3]
     assert protocol.payload_array(Payload("state", 1)) is parts["slot"]
+
+
+def test_the_learner_has_always_two_buffers_for_its_snapshots() -> None:
+    protocol, _ = alone_with_a_session()
+    assert len(protocol._lent) == LENT
+    for version in range(1, 20):
+        lent = max(protocol._lent)
+        actions = protocol.on_published(Published(version=version, updates=version, applied_through=0), lent, 0.5 + version)
+        [again] = [action.event for action in actions if isinstance(action, ToLearner) and isinstance(action.event, SnapshotLent)]
+        assert again.buffer in protocol._lent
+        assert len(protocol._lent) == LENT
+        assert lent not in protocol._lent  # it is the shadow's
+        with pytest.raises(ValueError, match=f"buffer {lent}, which was not lent"):
+            protocol.on_published(Published(version=version, updates=version, applied_through=0), lent, 0.5 + version)
 
 
 # ---- settings, pacing ------------------------------------------------------------------------------------------------------

@@ -16,9 +16,18 @@ NUMEL = 16
 
 
 def make(buffers: int = 8) -> tuple[Shadow, BufferPool]:
-    """``buffers``: beside the one that the shadow begins in."""
+    """``buffers``: beside the one that the shadow lies in."""
     pool = BufferPool([np.zeros(NUMEL, np.float32) for _ in range(buffers + 1)])
     return Shadow(pool), pool
+
+
+def publish(shadow: Shadow, snapshot: Vector, version: int, applied_through: int) -> tuple[int, ...]:
+    """Through a buffer that is free, as the one that the learner was lent."""
+    pool = shadow._pool
+    buffer = pool.take()
+    assert buffer is not None
+    pool[buffer][:] = snapshot
+    return shadow.publish(buffer, version, applied_through)
 
 
 def constant(value: float) -> Vector:
@@ -48,32 +57,32 @@ def event(sequence: int) -> DeltaQueued:
 def test_not_ready_before_the_first_snapshot() -> None:
     shadow, _ = make()
     assert not shadow.ready
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     assert shadow.ready
 
 
 def test_is_the_snapshot_plus_what_it_does_not_contain() -> None:
     shadow, pool = make()
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     assert queue(shadow, pool, 0.5) == 1
     assert queue(shadow, pool, 0.25) == 2
     assert frozen(shadow) == 1.75
-    assert shadow.publish(constant(3.5), 1, 1) == (1,)  # 3 + the first delta
+    assert publish(shadow, constant(3.5), 1, 1) == (1,)  # 3 + the first delta
     assert frozen(shadow) == 3.75
     assert queue(shadow, pool, 8.0) == 3
-    assert shadow.publish(constant(20.0), 2, 3) == (2, 3)
+    assert publish(shadow, constant(20.0), 2, 3) == (2, 3)
     assert frozen(shadow) == 20.0
     assert pool.free == 8
 
 
 def test_four_deltas_are_full() -> None:
     shadow, pool = make()
-    shadow.publish(constant(0.0), 0, 0)
+    publish(shadow, constant(0.0), 0, 0)
     for _ in range(4):
         assert not shadow.full
         queue(shadow, pool, 1.0)
     assert shadow.full
-    shadow.publish(constant(1.0), 1, 1)
+    publish(shadow, constant(1.0), 1, 1)
     assert not shadow.full
 
 
@@ -81,27 +90,30 @@ def test_refuses_a_snapshot_with_deltas_that_do_not_exist() -> None:
     shadow, pool = make()
     queue(shadow, pool, 1.0)
     with pytest.raises(ValueError, match="applied delta 2, but only 1"):
-        shadow.publish(constant(0.0), 0, 2)
+        publish(shadow, constant(0.0), 0, 2)
 
 
-def test_the_snapshot_stays_the_learners() -> None:
-    shadow, _ = make()
-    snapshot = constant(1.0)
-    shadow.publish(snapshot, 0, 0)
-    snapshot[:] = 7.0
-    assert frozen(shadow) == 1.0
+def test_what_is_frozen_is_the_very_buffer_that_was_published() -> None:
+    shadow, pool = make()
+    for version in range(3):
+        buffer = pool.take()
+        assert buffer is not None
+        shadow.publish(buffer, version, 0)
+        assert shadow.freeze() == buffer
+        pool.release(buffer)
+        assert pool.free == 8  # the last one has been given back
 
 
 def test_what_is_frozen_is_not_written_while_it_is_held() -> None:
     shadow, pool = make()
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     first = shadow.freeze()
     queue(shadow, pool, 0.5)
     assert shadow.moves
     second = shadow.freeze()
     assert (pool[first] == 1.0).all()
     assert (pool[second] == 1.5).all()
-    shadow.publish(constant(7.0), 1, 1)
+    publish(shadow, constant(7.0), 1, 1)
     assert (pool[first] == 1.0).all()
     assert (pool[second] == 1.5).all()
     pool.release(first)
@@ -112,11 +124,11 @@ def test_what_is_frozen_is_not_written_while_it_is_held() -> None:
 
 def test_what_is_still_being_sent_is_not_written() -> None:
     shadow, pool = make()
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     buffer = shadow.freeze()
     pool.send(buffer)
     pool.release(buffer)
-    shadow.publish(constant(2.0), 1, 0)
+    publish(shadow, constant(2.0), 1, 0)
     assert (pool[buffer] == 1.0).all()
     assert pool.free == 7
     pool.sent(buffer)
@@ -125,15 +137,15 @@ def test_what_is_still_being_sent_is_not_written() -> None:
 
 def test_a_delta_that_was_published_is_never_added() -> None:
     shadow, pool = make()
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     queue(shadow, pool, np.nan)
-    shadow.publish(constant(3.0), 1, 1)
+    publish(shadow, constant(3.0), 1, 1)
     assert frozen(shadow) == 3.0
 
 
 def test_freezing_twice_without_a_change_freezes_the_same_buffer() -> None:
     shadow, pool = make()
-    shadow.publish(constant(1.0), 0, 0)
+    publish(shadow, constant(1.0), 0, 0)
     assert not shadow.moves
     assert shadow.freeze() == shadow.freeze()
     assert pool.free == 8
@@ -170,7 +182,7 @@ def factor_per_round(exchanges: int, *, shadow: bool, nodes: int = 64, rounds: i
     for _ in range(nodes):
         state, pool = make()
         x = noise.standard_normal(NUMEL).astype(np.float32)
-        state.publish(x, 0, 0)
+        publish(state, x, 0, 0)
         nodes_state.append((x, state, pool, DeltaQueue()))
     first = np.var([x for x, *_ in nodes_state], axis=0).mean()
     for version in range(1, rounds + 1):
@@ -194,7 +206,7 @@ def factor_per_round(exchanges: int, *, shadow: bool, nodes: int = 64, rounds: i
         for x, state, pool, deltas in nodes_state:
             for delta in deltas.take():
                 x += pool[delta.buffer]
-            state.publish(x, version, deltas.applied_through)
+            publish(state, x, version, deltas.applied_through)
     last = np.var([x for x, *_ in nodes_state], axis=0).mean()
     return float((last / first) ** (1 / rounds))
 

@@ -13,7 +13,7 @@ import zmq
 from tests.node.conftest import LIMIT_S, terminate
 from zpala.gossip import events
 from zpala.gossip.hosts import parse_hosts
-from zpala.gossip.protocol import Protocol
+from zpala.gossip.protocol import BUFFERS_MIN, Protocol
 from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import load_topology
@@ -21,7 +21,7 @@ from zpala.node import sockets
 from zpala.node.frames import Vector
 from zpala.node.keys import Keyring, SecretKey
 from zpala.node.links import Address
-from zpala.node.mailbox import ProxyCounters, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.mailbox import ProxyCounters, SnapshotReady, StateAdopted
 from zpala.node.proxy import Proxy
 from zpala.node.sockets import Context
 from zpala.node.worker import Supervisor
@@ -35,9 +35,7 @@ class PlayedLearner:
     It learns nothing; with ``drift`` it adds as much noise to its model after every delta, and books it.
     """
 
-    def __init__(
-        self, proxy: Proxy, model: Vector, buffers: Sequence[Vector], state: Vector, snapshots: Sequence[Vector], drift: float = 0.0
-    ) -> None:
+    def __init__(self, proxy: Proxy, model: Vector, buffers: Sequence[Vector], state: Vector, drift: float = 0.0) -> None:
         self.proxy = proxy
         self.model = model
         self.view: events.View | None = None
@@ -49,8 +47,7 @@ class PlayedLearner:
         self._random = np.random.default_rng(model.size)
         self._buffers = buffers
         self._state = state
-        self._snapshots = snapshots
-        self._free = list(range(len(snapshots)))
+        self._lent: list[int] = []
         self._version = 0
         self._applied_through = 0
         self._running = False
@@ -80,11 +77,11 @@ class PlayedLearner:
                     pytest.fail(text)
                 case events.View():
                     self.view = message
-                case SnapshotFree(slot):
-                    self._free.append(slot)
+                case events.SnapshotLent(buffer=buffer):
+                    self._lent.append(buffer)
                 case ProxyCounters():
                     self.counters = message
-        if self._running and self._free and self._published_through < self._version:
+        if self._running and self._lent and self._published_through < self._version:
             self._publish()
 
     def _learn(self) -> None:
@@ -94,11 +91,11 @@ class PlayedLearner:
             self.booked += step
 
     def _publish(self) -> None:
-        slot = self._free.pop()
-        self._snapshots[slot][:] = self.model
+        buffer = self._lent.pop()
+        self._buffers[buffer][:] = self.model
         self._published_through = self._version
         published = events.Published(version=self._version, updates=self._version, applied_through=self._applied_through)
-        self.proxy.mailbox.send(SnapshotReady(slot, published))
+        self.proxy.mailbox.send(SnapshotReady(buffer, published))
 
 
 class Pair:
@@ -138,8 +135,7 @@ class Pair:
         self.protocols: list[Protocol] = []
         self.learners: list[PlayedLearner] = []
         for line in range(2):
-            shadow, state, *vectors = [np.zeros(numel, dtype=np.float32) for _ in range(16)]
-            buffers, snapshots = vectors[:12], vectors[12:]
+            state, *buffers = [np.zeros(numel, dtype=np.float32) for _ in range(1 + BUFFERS_MIN)]
             protocol = Protocol(
                 line=line,
                 hosts=hosts,
@@ -150,7 +146,6 @@ class Pair:
                 node=hosts[line].name,
                 incarnation=time.time_ns(),
                 nonce=bytes([line + 1]) * 8,
-                shadow=shadow,
                 buffers=buffers,
                 state_parts={"parameters": state},
                 budget=BUDGET,
@@ -164,12 +159,11 @@ class Pair:
                 protocol,
                 listener=listeners[line],
                 addresses={other: through(line, other, address) for other, address in addresses.items()},
-                snapshots=snapshots,
                 dead_link_s=dead_link_s,
                 keyring=Keyring(keys[line], dict(enumerate(public))) if keys else None,
             )
             model = np.random.default_rng(line).standard_normal(numel, dtype=np.float32)
-            self.learners.append(PlayedLearner(proxy, model, protocol.buffers, state, snapshots, drift))
+            self.learners.append(PlayedLearner(proxy, model, protocol.buffers, state, drift))
             proxy.start()
 
     def run_until(self, condition: Callable[[], bool], limit_s: float = LIMIT_S) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.node.conftest import poll
 from zpala.gossip import events
 from zpala.node import mailbox, sockets
-from zpala.node.mailbox import LeaveRun, Mailbox, SnapshotFree, SnapshotReady, decode, encode, message_types
+from zpala.node.mailbox import LeaveRun, Mailbox, SnapshotReady, StateAdopted, decode, encode, message_types
 from zpala.node.sockets import Context
 
 PLAIN = {int: -(2**40), float: 0.1, str: "zwölf", bytes: b"\x00\xff", bool: True, type(None): None}
@@ -60,7 +60,7 @@ def test_round_trip_of_every_message(kind: type[Any]) -> None:
         assert type(getattr(back, field.name)) is type(getattr(message, field.name))
 
 
-@pytest.mark.parametrize("stranger", [object(), (1, 2), {"a": 1}, None, SnapshotFree])
+@pytest.mark.parametrize("stranger", [object(), (1, 2), {"a": 1}, None, StateAdopted])
 def test_only_messages_are_encoded(stranger: object) -> None:
     with pytest.raises(TypeError):
         encode(stranger)
@@ -68,7 +68,7 @@ def test_only_messages_are_encoded(stranger: object) -> None:
 
 def test_a_number_of_numpy_is_refused_rather_than_changed() -> None:
     with pytest.raises(TypeError, match="int64"):
-        encode(SnapshotFree(slot=np.int64(3)))  # type: ignore[arg-type]
+        encode(events.SnapshotLent(buffer=np.int64(3)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,11 @@ def test_a_number_of_numpy_is_refused_rather_than_changed() -> None:
         b"",
         b"\xc1",
         msgpack.packb(7),
-        msgpack.packb(["SnapshotFree", 7]),
+        msgpack.packb(["SnapshotLent", 7]),
         msgpack.packb(msgpack.ExtType(9, b"")),
-        msgpack.packb(msgpack.ExtType(1, msgpack.packb(["SnapshotFree"]))),
-        msgpack.packb(msgpack.ExtType(1, msgpack.packb(["SnapshotFree", 1, 2]))),
-        encode(SnapshotFree(1)) + b"\x00",
+        msgpack.packb(msgpack.ExtType(1, msgpack.packb(["SnapshotLent"]))),
+        msgpack.packb(msgpack.ExtType(1, msgpack.packb(["SnapshotLent", 1, 2]))),
+        encode(events.SnapshotLent(buffer=1)) + b"\x00",
     ],
 )
 def test_other_bytes_are_refused(frame: bytes) -> None:
@@ -100,8 +100,8 @@ def test_messages_arrive_in_order_across_threads(context: Context, inproc_addres
 
     def proxy() -> None:
         mine = Mailbox(sockets.inproc_pair_connected(context, inproc_address))
-        for slot in range(count):
-            assert mine.send(SnapshotFree(slot))
+        for buffer in range(count):
+            assert mine.send(events.SnapshotLent(buffer=buffer))
         mine.close()
 
     thread = threading.Thread(target=proxy)
@@ -111,7 +111,7 @@ def test_messages_arrive_in_order_across_threads(context: Context, inproc_addres
         poll(learner.socket)
         received.extend(learner.receive())
     thread.join(10.0)
-    assert [message.slot for message in received] == list(range(count))
+    assert [message.buffer for message in received] == list(range(count))
     assert list(learner.receive()) == []
     learner.close()
 
@@ -130,6 +130,6 @@ def test_a_full_mailbox_says_so_and_takes_mail_again(context: Context, inproc_ad
     reader.close()
 
 
-def test_the_published_event_travels_with_its_slot() -> None:
+def test_the_published_event_travels_with_its_buffer() -> None:
     published = events.Published(version=7, updates=5, applied_through=3, env_steps=80, rate=400.0, waiting=True)
-    assert decode(encode(mailbox.SnapshotReady(1, published))) == SnapshotReady(slot=1, published=published)
+    assert decode(encode(mailbox.SnapshotReady(1, published))) == SnapshotReady(buffer=1, published=published)

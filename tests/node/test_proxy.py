@@ -22,10 +22,11 @@ from tests.node.conftest import LIMIT_S, poll, receive, terminate
 from zpala.gossip import codec, events
 from zpala.gossip import messages as m
 from zpala.gossip.actions import Action, Dial, Hangup, Log, Payload, SendDown, SendUp, ToLearner
+from zpala.gossip.buffers import BufferPool
 from zpala.gossip.protocol import Protocol
 from zpala.node import sockets
 from zpala.node.frames import Vector
-from zpala.node.mailbox import GateChanged, LeaveRun, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.mailbox import GateChanged, LeaveRun, ProxyCounters, RunFinished, SnapshotReady, StateAdopted
 from zpala.node.proxy import Proxy
 from zpala.node.proxy_loop import REST_S, _without_superseded
 from zpala.node.sockets import Context, Socket
@@ -59,6 +60,7 @@ class Script(Protocol):
         self.answers: dict[str, Callable[..., list[Action]]] = {}
         self.due = math.inf
         self.array: Vector = np.zeros(NUMEL, dtype=np.float32)
+        self._pool = BufferPool([np.zeros(NUMEL, dtype=np.float32)])  # only asked how long its buffers are
         self.cost_s = 0.0
         self.admitted: Callable[[type | None], bool] = lambda kind: True
 
@@ -110,8 +112,8 @@ class Script(Protocol):
         self.cost_s += seconds
         return []
 
-    def on_published(self, published: events.Published, snapshot: Vector, now: float) -> list[Action]:
-        return self._note("published", published, snapshot)
+    def on_published(self, published: events.Published, buffer: int, now: float) -> list[Action]:
+        return self._note("published", published, buffer)
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
         return self._note("gate", closed)
@@ -141,14 +143,12 @@ class Stage:
         self.context = context
         self.script = Script()
         self.addresses: dict[int, tuple[str, int]] = {}
-        self.snapshots = [np.full(NUMEL, slot, dtype=np.float32) for slot in range(2)]
         self.proxy = Proxy(
             context,
             supervisor,
             self.script,
             listener=sockets.listening_socket("127.0.0.1", 0),
             addresses=self.addresses,
-            snapshots=self.snapshots,
             dead_link_s=dead_link_s,
         )
         self._open_socket = open_socket
@@ -339,7 +339,7 @@ def test_an_oversize_payload_costs_its_sender_the_connection_only(stage: Stage) 
     peer, link = dialled(stage)
     other = stage.dealer()
     monitor = peer.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-    peer.send_multipart([link, codec.encode(data_of(stage.script.array)), bytes(stage.snapshots[0].nbytes + 10_000)])
+    peer.send_multipart([link, codec.encode(data_of(stage.script.array)), bytes(stage.script.array.nbytes + 10_000)])
     other.send(codec.encode(FETCH))
     assert stage.script.expect("up")[1] == FETCH
     poll(monitor)  # the proxy's libzmq has hung up on the sender
@@ -448,12 +448,11 @@ def test_mail_from_the_learner_becomes_events(stage: Stage) -> None:
     stage.start()
     published = events.Published(version=3, updates=3, applied_through=2)
     captured = events.StateCaptured(state_id=5, version=3, optimizer_steps=9)
+    stage.script.answers["published"] = lambda *_: [ToLearner(events.SnapshotLent(buffer=2))]
     for message in (SnapshotReady(1, published), GateChanged(closed=True), captured, StateAdopted(), RunFinished("budget"), LeaveRun()):
         assert stage.proxy.mailbox.send(message)
-    version, snapshot = stage.script.expect("published")
-    assert version == published
-    assert snapshot is stage.snapshots[1]
-    assert stage.mail(SnapshotFree) == SnapshotFree(slot=1)
+    assert stage.script.expect("published") == (published, 1)
+    assert stage.mail(events.SnapshotLent) == events.SnapshotLent(buffer=2)
     assert stage.script.expect("gate") == (True,)
     assert stage.script.expect("captured") == (captured,)
     assert stage.script.expect("adopted") == ()
@@ -549,7 +548,7 @@ def test_nothing_is_left_open_by_a_life_of_a_proxy() -> None:
 def test_an_error_of_ours_is_reported(context: Context, supervisor: Supervisor, open_socket: Callable[[int], Socket]) -> None:
     stage = Stage(context, supervisor, open_socket)
     stage.start()
-    stage.proxy.mailbox.send(SnapshotFree(1))  # never sent in this direction
+    stage.proxy.mailbox.send(events.SnapshotLent(buffer=1))  # never sent in this direction
     failure = supervisor.wait(LIMIT_S)
     assert failure is not None
     assert failure.name == "proxy"
@@ -592,7 +591,7 @@ def test_a_learner_that_hangs_does_not_hold_the_proxy_up(stage: Stage) -> None:
 
 
 def test_only_what_is_superseded_is_dropped() -> None:
-    start, free = events.Start(version=1), SnapshotFree(0)
+    start, lent = events.Start(version=1), events.SnapshotLent(buffer=0)
     old, new = view(0.1), view(0.2)
     counters = [ProxyCounters(messages_sent=number) for number in (1, 2)]
-    assert list(_without_superseded([old, start, counters[0], new, counters[1], free])) == [start, new, counters[1], free]
+    assert list(_without_superseded([old, start, counters[0], new, counters[1], lent])) == [start, new, counters[1], lent]

@@ -68,9 +68,9 @@ def test_freezing_the_snapshot_instead_of_the_shadow(monkeypatch: pytest.MonkeyP
     publish = Shadow.publish
     last: dict[int, Vector] = {}
 
-    def remember(self: Shadow, snapshot: Vector, version: int, applied_through: int) -> tuple[int, ...]:
-        last[id(self)] = snapshot.copy()
-        return publish(self, snapshot, version, applied_through)
+    def remember(self: Shadow, buffer: int, version: int, applied_through: int) -> tuple[int, ...]:
+        last[id(self)] = self._pool[buffer].copy()
+        return publish(self, buffer, version, applied_through)
 
     def freeze(self: Shadow) -> int:
         buffer = self._pool.take()

@@ -6,7 +6,7 @@
 
 ==========  ===============================================================================================================================
 graphs      every algorithm: replaying what was recorded equals computing, within rounding (on the CPU: to the last bit)
-snapshots   a slot has the parameters of its capture, whatever the learner did at once; deltas that were added are in it, all of them
+snapshots   a buffer has the parameters of its capture, whatever the learner did at once; deltas that were added are in it, all of them
 exchange    a node on the device and one on the CPU, two real processes, average and end close to each other
 overlap     how much slower an update is when every one is followed by a snapshot and every tenth by a neighbour's delta
 compute     milliseconds of acting and of an update, by environments and precision, with and without graphs
@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from tests.cluster.processes import Processes, column, spread
 from tests.rl.tape import TapeRecorder
 from tests.rl.test_graphs import CASES, agent_of, learn
 from tests.soak import cuda_timings
-from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.gossip.protocol import BUFFERS_MIN, LENT
+from zpala.node.snapshots import SnapshotBuffers, copier, host_vectors
 from zpala.node.weights import Weights
 from zpala.rl.graphs import CudaRecorder, Graphs
 
@@ -76,33 +78,38 @@ def graphs(device: torch.device) -> dict[str, Any]:
 
 
 def snapshots(device: torch.device) -> dict[str, Any]:
-    """The learner's stream is kept busy and the vector is changed right after every capture; slots are used again as soon as allowed."""
+    """The learner's stream is kept busy and the vector is changed right after every capture; buffers are used again as soon as allowed."""
     numel = 1 << 21
-    slots: SnapshotSlots[float] = SnapshotSlots(host_vectors(2, numel, device), copier(device))
+    vectors = host_vectors(BUFFERS_MIN, numel, device)
+    buffers: SnapshotBuffers[float] = SnapshotBuffers(vectors, copier(device, LENT))
+    proxys = deque(range(BUFFERS_MIN))  # as the proxy's pool would lend them
+    for _ in range(LENT):
+        buffers.lend(proxys.popleft())
     vector, busy = torch.zeros(numel, device=device), torch.ones((512, 512), device=device)
     weights = Weights(vector)
-    # Three for two slots: when one is written again, a snapshot that was captured after it was added has completed.
+    # One more than there are captures: when one is written again, a snapshot that was captured after it was added has completed.
     deltas = [delta.numpy() for delta in host_vectors(3, numel, device)]
     value, taken, skipped, seen = 0.0, 0, 0, 0
     deadline = time.monotonic() + 60.0
     while seen < CAPTURES and time.monotonic() < deadline:
         busy = busy @ busy / 512.0
-        if slots.capture(vector, value):
+        if buffers.capture(vector, value):
             delta = deltas[taken % 3]
             delta[:] = taken % 7 + 1.0
             weights.add(delta)
             value, taken = value + taken % 7 + 1.0, taken + 1
         else:
             skipped += 1
-        for slot, stamp in slots.completed():
-            low, high = float(slots.arrays[slot].min()), float(slots.arrays[slot].max())
+        for buffer, stamp in buffers.completed():
+            low, high = float(vectors[buffer].min()), float(vectors[buffer].max())
             if not low == high == stamp:
-                raise CheckFailed(f"slot {slot} holds values from {low:g} to {high:g}, not {stamp:g}")
-            slots.release(slot)
+                raise CheckFailed(f"buffer {buffer} holds values from {low:g} to {high:g}, not {stamp:g}")
+            proxys.append(buffer)
+            buffers.lend(proxys.popleft())
             seen += 1
     if seen < CAPTURES:
         raise CheckFailed(f"{seen} of {CAPTURES} copies completed within 60 s")
-    return {"captures": taken, "no_slot_was_free": skipped}
+    return {"captures": taken, "no_buffer_was_free": skipped}
 
 
 def exchange(device: torch.device) -> dict[str, Any]:

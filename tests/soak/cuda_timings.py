@@ -16,8 +16,9 @@ from gymnasium.vector import AutoresetMode
 
 from tests.rl.tape import TapeRecorder
 from zpala.config import Config, load_config
+from zpala.gossip.protocol import LENT
 from zpala.node.build import Parts, build_parts
-from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.node.snapshots import SnapshotBuffers, copier, host_vectors
 from zpala.rl.action_spaces import Discrete
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.graphs import Graphs
@@ -119,17 +120,19 @@ def overlap(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     played = Played(device, 512 if cuda else 2, "bf16", graphs=cuda)
     numel = played.parts.flat.numel
-    slots: SnapshotSlots[int] = SnapshotSlots(host_vectors(3, numel, device), copier(device))
+    buffers: SnapshotBuffers[int] = SnapshotBuffers(host_vectors(LENT, numel, device), copier(device, LENT))
+    for buffer in range(LENT):
+        buffers.lend(buffer)
     delta = host_vectors(1, numel, device)[0].numpy()
     captures = 0
 
     def gossip(number: int) -> None:
         nonlocal captures
-        for slot, _ in slots.completed():
-            slots.release(slot)
+        for buffer, _ in buffers.completed():
+            buffers.lend(buffer)
         if number % DELTA_EVERY == 0:
             played.parts.weights.add(delta)
-        captures += slots.capture(played.parts.flat.parameters, number)
+        captures += buffers.capture(played.parts.flat.parameters, number)
 
     def block(boundary: Callable[[int], None]) -> float:
         played.wait()

@@ -3,6 +3,7 @@
 Vectors never travel in events: a delta lies in the buffer pool at index ``buffer``, a state in the state parts, and the event passes
 their *ownership* to the other thread:
 
+* ``SnapshotLent`` lends buffer ``buffer`` to the learner for writing its next snapshot, until it is published;
 * ``DeltaQueued`` lends buffer ``buffer`` to the learner for reading, until a ``Published`` whose ``applied_through`` reaches ``sequence``;
 * ``CaptureState`` lends the state parts to the learner for writing, until ``StateCaptured`` with the same ``state_id``;
 * ``AdoptState`` lends the state parts to the learner for reading, until it reports "adopted".
@@ -33,6 +34,13 @@ class AdoptState:
     version: int
     optimizer_steps: int
     parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotLent:
+    """Pool buffer ``buffer`` (f32[numel]) is the learner's: it holds nothing of value, and one snapshot is to be written to it."""
+
+    buffer: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,5 +136,5 @@ class StateCaptured:
     optimizer_steps: int
 
 
-ToLearnerEvent = Start | AdoptState | DeltaQueued | View | CaptureState | Drained | Fatal
+ToLearnerEvent = Start | AdoptState | SnapshotLent | DeltaQueued | View | CaptureState | Drained | Fatal
 FromLearnerEvent = Published | StateCaptured

@@ -13,7 +13,7 @@ import numpy as np
 from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange_state import Exchange
 from zpala.gossip.messages import SnapshotDescription
-from zpala.gossip.mixing import Guard, Vector, checksum, delta_into, relative_distance, square_norm
+from zpala.gossip.mixing import Guard, Vector, checksum, delta_into, new_digest, relative_distance, square_norm
 from zpala.gossip.schema import Schema
 from zpala.gossip.shadow import Shadow
 
@@ -52,18 +52,16 @@ class Snapshots:
         if payload is None or payload.nbytes != self._nbytes or theirs.nbytes != self._nbytes:
             return "size"
         own, delta = self._pool[exchange.own], self._pool[exchange.theirs]
-        peer = np.frombuffer(payload, dtype=np.float32)
-        if checksum(peer) != theirs.checksum:
+        peer, k, digest = np.frombuffer(payload, dtype=np.float32), self._learnt_from, new_digest()
+        statistics = delta_into(peer[:k], own[:k], self._mixing_weight, delta[:k], digest)
+        parameters = delta_into(peer[k:], own[k:], self._mixing_weight, delta[k:], digest)
+        if digest.intdigest() != theirs.checksum:
             return "checksum"
-        k = self._learnt_from
-        norm, statistics = self._square_norms(peer)
-        delta_into(peer[:k], own[:k], self._mixing_weight, out=delta[:k])
-        square_distance = delta_into(peer[k:], own[k:], self._mixing_weight, out=delta[k:])
-        exchange.distance = relative_distance(exchange.mine.square_norm, norm, square_distance)
+        exchange.distance = relative_distance(exchange.mine.square_norm, parameters.norm, parameters.distance)
         exchange.peer_version = theirs.version
-        if not math.isfinite(statistics):
+        if not math.isfinite(statistics.norm):
             return "nonfinite"
-        return self._guard.verdict(exchange.mine.square_norm, norm, square_distance)
+        return self._guard.verdict(exchange.mine.square_norm, parameters.norm, parameters.distance)
 
     def _square_norms(self, vector: Vector) -> tuple[float, float]:
         """Of the parameters, and of the running statistics before them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,15 @@ ROW_ELEMENTS = 8192  # one dot product; below the 10,000 from which OpenBLAS may
 BLOCK_ELEMENTS = 16 * ROW_ELEMENTS  # 512 KiB, half of a usual L2 cache
 
 
-def delta_into(peer: Vector, own: Vector, weight: float, out: Vector) -> float:
-    """out = weight * (peer - own), one pass; ``out`` may be ``peer`` or ``own`` itself.
+class Squares(NamedTuple):
+    """>= 0; inf or nan when something is not finite."""
+
+    norm: float  # peer.peer
+    distance: float  # (peer - own).(peer - own)
+
+
+def delta_into(peer: Vector, own: Vector, weight: float, out: Vector, digest: xxhash.xxh3_64 | None = None) -> Squares:
+    """out = weight * (peer - own), and what the peer is judged by, in one pass; ``out`` may be ``peer`` or ``own`` itself.
 
     The peer's delta is the same with the sign turned, bit for bit, because rounding is symmetric in sign: so an exchange adds exactly
     zero to the sum over the network.
@@ -29,24 +37,31 @@ def delta_into(peer: Vector, own: Vector, weight: float, out: Vector) -> float:
     Args:
         peer, own, out: f32[numel], contiguous.
         weight: the mixing weight in (0, 1], equal on both nodes.
-
-    Returns:
-        (peer - own).(peer - own), the squared distance of the two snapshots; inf or nan when it is not finite.
+        digest: is updated with the bytes of ``peer``.
     """
     factor = np.float32(weight)
-    total = 0.0
+    norm = distance = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(own), BLOCK_ELEMENTS):
             stop = start + BLOCK_ELEMENTS
-            block = np.subtract(peer[start:stop], own[start:stop], out=out[start:stop])
-            total += _block_square_norm(block)
+            block = peer[start:stop]
+            if digest is not None:
+                digest.update(block.data)
+            norm += _block_square_norm(block)
+            block = np.subtract(block, own[start:stop], out=out[start:stop])
+            distance += _block_square_norm(block)
             np.multiply(block, factor, out=block)
-    return total
+    return Squares(norm, distance)
 
 
 def checksum(buffer: Vector) -> int:
     """xxh3_64 of the bytes, an int in [0, 2^64). Detects damage, not malice. Source: github.com/Cyan4973/xxHash."""
     return xxhash.xxh3_64_intdigest(buffer.data)
+
+
+def new_digest() -> xxhash.xxh3_64:
+    """To be updated with the bytes piece by piece: ``intdigest()`` is then their ``checksum``."""
+    return xxhash.xxh3_64()
 
 
 def square_norm(buffer: Vector) -> float:
@@ -59,7 +74,7 @@ def square_norm(buffer: Vector) -> float:
 
 
 def square_distance(own: Vector, peer: Vector) -> float:
-    """(peer - own).(peer - own) without changing either; the same number that ``delta_into`` returns."""
+    """(peer - own).(peer - own) without changing either; the same number that ``delta_into`` finds."""
     scratch = np.empty(min(BLOCK_ELEMENTS, len(own)), dtype=np.float32)
     total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):

@@ -42,7 +42,7 @@ from zpala.gossip.contacts import Contacts
 from zpala.gossip.digest import Digest
 from zpala.gossip.divergence import Divergence
 from zpala.gossip.drain import Drain
-from zpala.gossip.events import Fatal, Published, StateCaptured
+from zpala.gossip.events import Fatal, Published, SnapshotLent, StateCaptured
 from zpala.gossip.exchange import Exchanges
 from zpala.gossip.exchange_state import Ending
 from zpala.gossip.fields import clip
@@ -91,7 +91,8 @@ from zpala.gossip.shadow import Shadow
 from zpala.gossip.slowness import Slowness
 from zpala.gossip.topology import Topology
 
-BUFFERS_MIN = 12
+LENT = 2  # buffers that the learner has for its snapshots: one that it writes, one for the next
+BUFFERS_MIN = LENT + 13  # the shadow's, one exchange (2), four queued deltas, and six for doubts (2 each) and for what is still being sent
 DENIED_S = 75.0  # longer than the longest pause between two dials of node/links.py
 SETTLE_MAX = 8  # phases that one event can run through
 COUNTERS = (
@@ -123,8 +124,7 @@ class Protocol:
         node: my name, for texts.
         incarnation: grows with every restart of this line (wall-clock nanoseconds at start); at most 2**63 - 1.
         nonce: 8 random bytes; becomes the run's if I lead the start.
-        buffers: at least 12 arrays f32[numel]; frozen snapshots and deltas. Lent by ``Payload`` and ``DeltaQueued``.
-        shadow: one more of them, f32[numel], because the shadow always has one: see the property ``buffers``.
+        buffers: at least ``BUFFERS_MIN`` arrays f32[numel]; snapshots and deltas. Lent by ``Payload``, ``SnapshotLent``, ``DeltaQueued``.
         state_parts: name -> f32[numel], "parameters" first, then the optimiser's vectors: the same names in the same order on every node.
         budget: env_steps of the whole cluster at which the run is finished.
         rng: the only source of chance.
@@ -144,7 +144,6 @@ class Protocol:
         node: str,
         incarnation: int,
         nonce: bytes,
-        shadow: Vector,
         buffers: Sequence[Vector],
         state_parts: Mapping[str, Vector],
         budget: int,
@@ -154,7 +153,7 @@ class Protocol:
     ) -> None:
         if len(buffers) < BUFFERS_MIN:
             raise ValueError(f"{len(buffers)} buffers are too few: {BUFFERS_MIN} are needed")
-        vectors = {"shadow": shadow, **{f"buffer {i}": buffer for i, buffer in enumerate(buffers)}, **state_parts}
+        vectors = {**{f"buffer {i}": buffer for i, buffer in enumerate(buffers)}, **state_parts}
         for name, vector in vectors.items():
             if name not in state_parts and vector.nbytes != schema.nbytes:
                 raise ValueError(f"{name} has {vector.nbytes} bytes, the schema {schema.nbytes}")
@@ -184,8 +183,9 @@ class Protocol:
             turned_away=lambda member, now: self._contacts.turned_away(member, now),
             fatal=self._fatal,
         )
-        self._pool = BufferPool([*buffers, shadow])
+        self._pool = BufferPool(buffers)
         self._shadow = Shadow(self._pool)
+        self._lent: set[int] = set()
         self._exchanges = Exchanges(
             line=line,
             schema=schema,
@@ -307,6 +307,8 @@ class Protocol:
 
     def start(self, now: float) -> list[Action]:
         """First call: dials everybody, or those that it draws. Alone in the list: starts the run at once."""
+        for _ in range(LENT):
+            self._lend()
         self._run.enter(Phase.WAITING, now)
         self._sessions.start(now)
         self._contacts.step(now)
@@ -631,12 +633,19 @@ class Protocol:
 
     # ---- from the learner -------------------------------------------------------------------------------------------------------------
 
-    def on_published(self, published: Published, snapshot: Vector, now: float) -> list[Action]:
-        """A new snapshot, f32[numel]; it is copied, the array is the learner's again when this returns."""
+    def on_published(self, published: Published, buffer: int, now: float) -> list[Action]:
+        """A new snapshot lies in ``buffer``, which was lent by ``SnapshotLent`` and is the learner's no longer; it is lent another one.
+
+        Raises:
+            ValueError: it was not lent.
+        """
+        if buffer not in self._lent:
+            raise ValueError(f"the learner has published from buffer {buffer}, which was not lent to it")
+        self._lent.remove(buffer)
         if self._begin(now):
             # A learner that waits publishes what it has mixed in: no reason to ask somebody, or two that wait would do so without end.
             mixed_only = published.waiting and published.version <= self._run.version and self._run.phase is Phase.RUNNING
-            self._shadow.publish(snapshot, published.version, published.applied_through)
+            self._shadow.publish(buffer, published.version, published.applied_through)
             self._run.published = published
             self._run.version = published.version
             self._budget.set_own(self._line, self._sessions.incarnation, published.env_steps)
@@ -645,7 +654,18 @@ class Protocol:
                 self._pacing.published()
             self._heartbeats.published(published.version)
             self._run.changed = True
+        else:
+            self._pool.release(buffer)
+        self._lend()
         return self._settle(now)
+
+    def _lend(self) -> None:
+        """One more buffer to the learner: the last snapshot's, or the one that who froze it has left."""
+        buffer = self._pool.take()
+        if buffer is None:
+            raise ValueError("no buffer is left for the learner's next snapshot")
+        self._lent.add(buffer)
+        self._out.learner(SnapshotLent(buffer=buffer))
 
     def on_gate(self, closed: bool, now: float) -> list[Action]:
         """The learner waits in the gate for fresh news (True), or no longer (False). While it does, offers are urgent."""

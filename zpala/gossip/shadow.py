@@ -3,9 +3,10 @@
 shadow = last published snapshot + sum of the queued deltas that it does not contain yet. It is the only thing that is frozen for an
 exchange: freezing the last snapshot alone would use the same disagreement several times and stop contracting at three exchanges.
 
-It lies in a buffer of the pool, and freezing copies nothing: the exchange becomes a holder of that buffer, which nobody writes from then
-on. When the shadow changes it moves to another one. A queued delta is added when the shadow is next frozen; mostly the learner has applied
-it by then and published what it made of it, so that it need not be.
+It lies in a buffer of the pool, the one that the learner wrote its snapshot to, and neither publishing nor freezing copies anything: the
+exchange becomes a holder of that buffer, which nobody writes from then on. A queued delta is added when the shadow is next frozen, in
+another buffer if this one is not its alone; mostly the learner has applied it by then and published what it made of it, so that it need
+not be.
 ``Shadow`` runs in the proxy thread; ``DeltaQueue`` is its counterpart in the learner thread. They share no object, only events.
 """
 
@@ -31,14 +32,15 @@ class QueuedDelta(NamedTuple):
 
 
 class Shadow:
-    """Holds one buffer of ``pool``, from the start, and those of the deltas.
+    """Holds one buffer of ``pool``, from the first snapshot on, and those of the deltas.
 
-    While its buffer is not its alone it needs a free one to move to: who freezes leaves one, see ``moves``.
+    While its buffer is not its alone one more has to be free, for the shadow to move to or to be lent to the learner once there is a
+    newer snapshot: who freezes leaves it, see ``moves``.
     """
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._buffer = self._take()
+        self._buffer = -1
         self._queued: deque[QueuedDelta] = deque()
         self._missing: deque[QueuedDelta] = deque()  # the last of them, which the buffer does not contain yet
         self._sequence = 0
@@ -53,7 +55,7 @@ class Shadow:
     @property
     def moves(self) -> bool:
         """Whether ``freeze`` would take a free buffer."""
-        return bool(self._missing) and not self._pool.is_exclusive(self._buffer)
+        return self.ready and bool(self._missing) and not self._pool.is_exclusive(self._buffer)
 
     @property
     def queued(self) -> int:
@@ -65,8 +67,10 @@ class Shadow:
         """Number of the newest delta, 0 before the first."""
         return self._sequence
 
-    def publish(self, snapshot: Vector, version: int, applied_through: int) -> tuple[int, ...]:
-        """Take a new snapshot that contains the deltas up to ``applied_through``; release their buffers.
+    def publish(self, buffer: int, version: int, applied_through: int) -> tuple[int, ...]:
+        """The snapshot in pool buffer ``buffer`` (held by the caller, the shadow's from now on) takes the place of the last one.
+
+        It contains the deltas up to ``applied_through``; their buffers are released.
 
         Returns:
             The sequence numbers of the released deltas.
@@ -81,10 +85,9 @@ class Shadow:
             delta = self._queued.popleft()
             self._pool.release(delta.buffer)
             released.append(delta.sequence)
-        if not self._pool.is_exclusive(self._buffer):
+        if self._buffer >= 0:
             self._pool.release(self._buffer)
-            self._buffer = self._take()
-        np.copyto(self._pool[self._buffer], snapshot)
+        self._buffer = buffer
         self._missing = deque(self._queued)
         self.version = version
         self.ready = True
@@ -110,17 +113,14 @@ class Shadow:
             delta = self._pool[self._missing.popleft().buffer]
             before = self._buffer
             if not self._pool.is_exclusive(before):
-                self._buffer = self._take()
+                moved = self._pool.take()
+                if moved is None:
+                    raise ValueError("the shadow has no buffer to move to: who froze it has left none")
+                self._buffer = moved
                 self._pool.release(before)
             np.add(self._pool[before], delta, out=self._pool[self._buffer])
         self._pool.share(self._buffer)
         return self._buffer
-
-    def _take(self) -> int:
-        buffer = self._pool.take()
-        if buffer is None:
-            raise ValueError("the shadow has no buffer to move to: who froze it has left none")
-        return buffer
 
 
 class DeltaQueue:

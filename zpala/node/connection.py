@@ -19,7 +19,7 @@ import zmq
 from zpala.gossip.events import Published
 from zpala.gossip.gate import Gate
 from zpala.gossip.hosts import HostList
-from zpala.gossip.protocol import Protocol
+from zpala.gossip.protocol import BUFFERS_MIN, LENT, Protocol
 from zpala.gossip.schema import Schema
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology
@@ -28,14 +28,11 @@ from zpala.node.hosts_file import Growth, HostsFile, HostsWatch
 from zpala.node.keys import Keyring
 from zpala.node.port import GossipPort
 from zpala.node.proxy import Proxy
-from zpala.node.snapshots import SnapshotSlots, copier, host_vectors
+from zpala.node.snapshots import SnapshotBuffers, copier, host_vectors
 from zpala.node.sockets import DEAD_LINK_S
 from zpala.node.threads import flush_denormals
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
-
-BUFFERS = 12  # one exchange (2), four queued deltas, and six for doubts (2 each, at most four) and for what is still being sent
-SNAPSHOT_SLOTS = 2
 
 
 class Connection:
@@ -71,12 +68,9 @@ class Connection:
         if hosts_file is not None:
             self._watch = HostsWatch(context, supervisor, HostsFile(hosts_file, hosts, topology), growths)
         device, numel = weights.parameters.device, weights.parameters.numel()
-        vectors = host_vectors(BUFFERS + 1 + len(weights.part_names), numel, device)
-        parts = vectors[BUFFERS + 1 :]
-        *buffers, shadow = [vector.numpy() for vector in vectors[: BUFFERS + 1]]
+        buffers, parts = (host_vectors(count, numel, device) for count in (BUFFERS_MIN, len(weights.part_names)))
         state_parts = {name: part.numpy() for name, part in zip(weights.part_names, parts, strict=True)}
-        slots = host_vectors(SNAPSHOT_SLOTS, numel, device)
-        snapshots: SnapshotSlots[Published] = SnapshotSlots(slots, copier(device))
+        snapshots: SnapshotBuffers[Published] = SnapshotBuffers(buffers, copier(device, LENT))
         self.protocol = Protocol(
             line=claim.line,
             hosts=hosts,
@@ -87,22 +81,20 @@ class Connection:
             node=hosts.hosts[claim.line].name,
             incarnation=time.time_ns(),
             nonce=secrets.token_bytes(8),
-            shadow=shadow,
-            buffers=buffers,
+            buffers=[buffer.numpy() for buffer in buffers],
             state_parts=state_parts,
             budget=budget,
             target_return=target_return,
             rng=random.Random(int.from_bytes(os.urandom(8), "little")),
             now=time.monotonic(),
         )
-        self._vectors = (*vectors, *slots)  # the NumPy views borrow this memory
+        self._vectors = (*buffers, *parts)  # the NumPy views borrow this memory
         self._proxy = Proxy(
             context,
             supervisor,
             self.protocol,
             listener=claim.listener,
             addresses={host.line: (host.address, host.port) for host in hosts.hosts},
-            snapshots=snapshots.arrays,
             dead_link_s=max(DEAD_LINK_S, 2.0 * settings.exchange_timeout_s),
             growths=growths,
             keyring=None if claim.key is None else Keyring(claim.key, {host.line: host.key or "" for host in hosts}),

@@ -1,7 +1,7 @@
 """Messages between the learner and the proxy of one node: which there are, their bytes, and the two ends of the pipe.
 
 Owns: one inproc PAIR per node, one end in each of the two threads. A message is one frame: msgpack of the dataclasses of
-``gossip.events`` and of the six below. Arrays never travel: a slot or buffer number does, and with it the right to use that slot.
+``gossip.events`` and of the six below. Arrays never travel: the number of a buffer does, and with it the right to use that buffer.
 Both ends are this program, so a message that cannot be encoded or decoded is a bug of ours and raises.
 """
 
@@ -21,17 +21,10 @@ _EXT_MESSAGE = 1
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SnapshotReady:
-    """Learner to proxy: slot ``slot`` of the snapshot pool holds this published snapshot; it is the proxy's until ``SnapshotFree``."""
+    """Learner to proxy: pool buffer ``buffer``, which ``SnapshotLent`` had lent, holds this snapshot and is the proxy's again."""
 
-    slot: int
+    buffer: int
     published: events.Published
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SnapshotFree:
-    """Proxy to learner: the proxy has taken over what it needs of slot ``slot``; it is the learner's again."""
-
-    slot: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """The learner's end of gossip: what a thread that owns a model calls to take part, and nothing that knows how it is done.
 
 Runs in the thread that owns the model (a node's learner, or a program of one's own as ``examples/average_consensus.py``). Owns: that
-end of the mailbox, the queue of deltas to apply, the snapshot slots, the gate. The order of an update boundary stands in ``boundary``
-and nowhere else: read the mailbox, apply the queued deltas in order, publish, pass the gate (design D2). No call waits without a limit.
+end of the mailbox, the queue of deltas to apply, the snapshots being written, the gate. The order of an update boundary stands in
+``boundary`` and nowhere else: read the mailbox, apply the queued deltas in order, publish, pass the gate (design D2). No call waits
+without a limit.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from zpala.gossip import events
 from zpala.gossip.gate import Closed, Gate, Verdict
 from zpala.gossip.shadow import DeltaQueue
 from zpala.node.errors import NodeError
-from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
-from zpala.node.snapshots import SnapshotSlots
+from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotReady, StateAdopted
+from zpala.node.snapshots import SnapshotBuffers
 from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
 
@@ -52,6 +53,7 @@ class GossipPort:
 
     Args:
         weights: the live model.
+        snapshots: of the same memory as ``buffers``.
         buffers, state_parts: the arrays that the protocol was built with: deltas lie in the former, an adopted state in the latter.
         interrupted: polled in every wait; true ends the wait with ``Interrupted``.
     """
@@ -61,7 +63,7 @@ class GossipPort:
         mailbox: Mailbox,
         supervisor: Supervisor,
         weights: Weights,
-        snapshots: SnapshotSlots[events.Published],
+        snapshots: SnapshotBuffers[events.Published],
         gate: Gate,
         *,
         buffers: Sequence[NDArray[np.float32]],
@@ -209,8 +211,8 @@ class GossipPort:
         match message:
             case events.DeltaQueued():
                 self._deltas.receive(message)
-            case SnapshotFree():
-                self._snapshots.release(message.slot)
+            case events.SnapshotLent():
+                self._snapshots.lend(message.buffer)
             case events.View():
                 self.view = message
                 self.gate.view(dict(message.eligible), dict(message.clocks), self.version)
@@ -277,8 +279,8 @@ class GossipPort:
 
     def _hand_over(self) -> None:
         """Snapshots whose copies are complete go to the proxy."""
-        for slot, stamp in self._snapshots.completed():
-            self._mailbox.send(SnapshotReady(slot, stamp))
+        for buffer, stamp in self._snapshots.completed():
+            self._mailbox.send(SnapshotReady(buffer, stamp))
 
     def _serve_state(self) -> None:
         if self._state_wanted is None:

@@ -13,13 +13,13 @@ import itertools
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import zmq
 
-from zpala.node import frames, sockets
+from zpala.node import sockets
 from zpala.node.door import Door
 from zpala.node.hosts_file import Growth
 from zpala.node.keys import Keyring
@@ -41,11 +41,10 @@ class Proxy:
     Args:
         context: the node's zmq context.
         supervisor: where a failure of the thread is reported.
-        protocol: this node's protocol. It belongs to the proxy thread from ``start()`` on: nobody else may touch it, its shadow, its
+        protocol: this node's protocol. It belongs to the proxy thread from ``start()`` on: nobody else may touch it, its
             buffers or its state parts, except as mailbox messages lend them.
         listener: the listening TCP socket of the node's claim; the ROUTER takes it over and closes it in the end.
         addresses: (host, port) of every line of hosts.txt by line index; read whenever a line is dialled.
-        snapshots: the slots of the snapshot pool, each f32[numel]; ``SnapshotReady.slot`` is an index into it.
         dead_link_s: a connection that gives no sign of life for so long is dropped; longer than the longest exchange.
         growths: new lists of hosts, put there by another thread; they replace addresses and public keys.
         keyring: this node's key pair and everybody's public keys: every connection is encrypted and authenticated. None: none is.
@@ -61,7 +60,6 @@ class Proxy:
         *,
         listener: socket.socket,
         addresses: Mapping[int, Address],
-        snapshots: Sequence[frames.Vector],
         dead_link_s: float = sockets.DEAD_LINK_S,
         growths: deque[Growth] | None = None,
         keyring: Keyring | None = None,
@@ -74,7 +72,6 @@ class Proxy:
         self._protocol = protocol
         self._listener = listener
         self._addresses = addresses
-        self._snapshots = snapshots
         self._dead_link_s = dead_link_s
         self._growths: deque[Growth] = deque() if growths is None else growths
         self._keyring = keyring
@@ -127,7 +124,7 @@ class Proxy:
             stack.callback(router.close, linger=sockets.LEAVE_LINGER_MS)
             stack.callback(router.disable_monitor)
             door.belongs_to(router)
-            links = Links(self._context, poller, self._addresses, self._snapshots[0].nbytes, self._dead_link_s, keyring)
+            links = Links(self._context, poller, self._addresses, self._protocol.buffers[0].nbytes, self._dead_link_s, keyring)
             stack.callback(links.close)
-            loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._snapshots, self._clock, admission, door, self._growths)
+            loop = ProxyLoop(self._protocol, router, links, mailbox, poller, self._clock, admission, door, self._growths)
             loop.run(control)

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +28,7 @@ from zpala.node import frames, sockets
 from zpala.node.door import Door
 from zpala.node.hosts_file import Growth
 from zpala.node.links import Links
-from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotFree, SnapshotReady, StateAdopted
+from zpala.node.mailbox import GateChanged, LeaveRun, Mailbox, ProxyCounters, RunFinished, SnapshotReady, StateAdopted
 from zpala.node.security import Admission
 from zpala.node.worker import WorkerControl
 
@@ -57,7 +57,6 @@ class ProxyLoop:
         links: Links,
         mailbox: Mailbox,
         poller: zmq.Poller,
-        snapshots: Sequence[frames.Vector],
         clock: Callable[[], float],
         admission: Admission,
         door: Door,
@@ -68,7 +67,6 @@ class ProxyLoop:
         self._links = links
         self._mailbox = mailbox
         self._poller = poller
-        self._snapshots = snapshots
         self._clock = clock
         self._admission = admission
         self._door = door
@@ -161,9 +159,8 @@ class ProxyLoop:
     def _on_mail(self, message: object) -> None:
         protocol, now = self._protocol, self._clock()
         match message:
-            case SnapshotReady(slot, published):
-                self._perform(protocol.on_published(published, self._snapshots[slot], now))
-                self._outbox.append(SnapshotFree(slot))
+            case SnapshotReady(buffer, published):
+                self._perform(protocol.on_published(published, buffer, now))
             case events.StateCaptured():
                 self._perform(protocol.on_state_captured(message, now))
             case GateChanged(closed):

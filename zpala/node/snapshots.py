@@ -1,23 +1,23 @@
-"""Snapshot slots: how the learner's parameters get to the proxy without either of them waiting.
+"""How the learner's parameters get to the proxy without either of them waiting: one copy, into a buffer of the proxy's own pool.
 
-Runs in the learner's thread only. A slot is in exactly one of three states:
+Runs in the learner's thread only. The proxy lends buffers one by one (``gossip.events.SnapshotLent``) and gets each back with a snapshot
+in it. To the learner every buffer is in exactly one of three states:
 
-    FREE --capture--> COPYING --its event completed, ``completed`` hands it out--> PUBLISHED --release--> FREE
+    PROXYS --lend--> FREE --capture--> COPYING --its event completed, ``completed`` hands it out--> PROXYS
 
 On CUDA the copy runs on a side stream into pinned memory and its event is polled, never waited for; on the CPU it is a memcpy whose
-event has always completed. The proxy may read a slot only while it is PUBLISHED, and the learner may write it only while it is COPYING:
+event has always completed. The learner may write a buffer only while it is COPYING, the proxy may touch it only while it is PROXYS:
 nobody needs a mutex.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 Stamp = TypeVar("Stamp")
 
@@ -35,10 +35,12 @@ class Completed:
         return True
 
 
-class Slot(Enum):
+class Owner(Enum):
+    """Whose a buffer is, and what it is doing."""
+
+    PROXYS = "the proxy's"
     FREE = "free"
-    COPYING = "copying"
-    PUBLISHED = "published"
+    COPYING = "being copied to"
 
 
 Copy = Callable[[torch.Tensor, torch.Tensor], CopyEvent]
@@ -51,22 +53,25 @@ def copy_on_cpu(target: torch.Tensor, source: torch.Tensor) -> CopyEvent:
 
 
 class CopyFromCuda:
-    """Copies device vectors into pinned slots on a side stream, so that learning goes on meanwhile.
+    """Copies device vectors into pinned buffers on a side stream, so that learning goes on meanwhile.
 
     On the learner's stream the vector is only copied within the device, which takes microseconds; the way to the host, a hundred times
-    longer, is the side stream's. A slot's copy on the device is written again with the next capture into that slot, whose last one has
-    completed by then: the learner's stream never waits for the side stream.
+    longer, is the side stream's. There are as many such copies on the device as captures may be under way, written in turn: the one that
+    is written again belongs to a capture that has completed, and the learner's stream never waits for the side stream.
+
+    Args:
+        captures: how many may be under way.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, captures: int) -> None:
         self._device = device
         self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._staged: dict[int, torch.Tensor] = {}  # by the slot's address
+        self._captures = captures
+        self._staged: deque[torch.Tensor] = deque()  # the one that was written last is the last
 
     def __call__(self, target: torch.Tensor, source: torch.Tensor) -> CopyEvent:
-        staged = self._staged.get(target.data_ptr())
-        if staged is None:
-            staged = self._staged[target.data_ptr()] = torch.empty_like(source)
+        staged = self._staged.popleft() if len(self._staged) == self._captures else torch.empty_like(source)
+        self._staged.append(staged)
         staged.copy_(source)
         self._side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._side):
@@ -76,9 +81,9 @@ class CopyFromCuda:
         return event
 
 
-def copier(device: torch.device) -> Copy:
-    """The way to copy a vector that lies on ``device`` into a slot."""
-    return CopyFromCuda(device) if device.type == "cuda" else copy_on_cpu
+def copier(device: torch.device, captures: int) -> Copy:
+    """The way to copy a vector that lies on ``device`` into host memory, at most ``captures`` of them at a time."""
+    return CopyFromCuda(device, captures) if device.type == "cuda" else copy_on_cpu
 
 
 def host_vectors(count: int, numel: int, device: torch.device) -> list[torch.Tensor]:
@@ -86,58 +91,54 @@ def host_vectors(count: int, numel: int, device: torch.device) -> list[torch.Ten
     return [torch.zeros(numel, dtype=torch.float32, pin_memory=device.type == "cuda") for _ in range(count)]
 
 
-class SnapshotSlots(Generic[Stamp]):
-    """The slots between one learner and its proxy, each f32[numel].
+class SnapshotBuffers(Generic[Stamp]):
+    """The pool's buffers as the learner sees them, each f32[numel]; all are the proxy's until it lends some.
 
     Args:
-        vectors: host memory of the slots, at least two so that one can be written while the other is read.
+        vectors: all of the pool, by their numbers there.
         copy: starts a copy and returns its event (``copier``; tests hand in one that completes late).
     """
 
     def __init__(self, vectors: Sequence[torch.Tensor], copy: Copy) -> None:
         self._vectors = list(vectors)
         self._copy = copy
-        self._states = [Slot.FREE for _ in vectors]
-        self._copies: list[tuple[int, CopyEvent, Stamp]] = []
+        self._owners = [Owner.PROXYS for _ in vectors]
+        self._free: deque[int] = deque()  # in the order in which they were lent
+        self._copies: deque[tuple[int, CopyEvent, Stamp]] = deque()
 
-    @property
-    def arrays(self) -> list[NDArray[np.float32]]:
-        """The slots' memory as NumPy views, for the proxy."""
-        return [vector.numpy() for vector in self._vectors]
+    def owner(self, buffer: int) -> Owner:
+        return self._owners[buffer]
 
-    def state(self, slot: int) -> Slot:
-        return self._states[slot]
+    def lend(self, buffer: int) -> None:
+        """The proxy lends ``buffer`` for a snapshot.
+
+        Raises:
+            ValueError: it is the learner's already.
+        """
+        if self._owners[buffer] is not Owner.PROXYS:
+            raise ValueError(f"buffer {buffer} is {self._owners[buffer].value}: only one of the proxy's can be lent")
+        self._owners[buffer] = Owner.FREE
+        self._free.append(buffer)
 
     def capture(self, vector: torch.Tensor, stamp: Stamp) -> bool:
-        """Starts a copy of ``vector`` f32[numel] into a free slot; False, and nothing done, when there is none. Never waits."""
-        try:
-            slot = self._states.index(Slot.FREE)
-        except ValueError:
+        """Starts a copy of ``vector`` f32[numel] into a free buffer; False, and nothing done, when there is none. Never waits."""
+        if not self._free:
             return False
-        self._states[slot] = Slot.COPYING
-        self._copies.append((slot, self._copy(self._vectors[slot], vector), stamp))
+        buffer = self._free.popleft()
+        self._owners[buffer] = Owner.COPYING
+        self._copies.append((buffer, self._copy(self._vectors[buffer], vector), stamp))
         return True
 
     def completed(self) -> list[tuple[int, Stamp]]:
-        """The slots whose copy has completed since the last call, in the order of their captures; they belong to the proxy from now on."""
+        """The buffers whose copy has completed since the last call, in the order of their captures; they are the proxy's from now on."""
         finished: list[tuple[int, Stamp]] = []
         while self._copies and self._copies[0][1].query():
-            slot, _, stamp = self._copies.pop(0)
-            self._states[slot] = Slot.PUBLISHED
-            finished.append((slot, stamp))
+            buffer, _, stamp = self._copies.popleft()
+            self._owners[buffer] = Owner.PROXYS
+            finished.append((buffer, stamp))
         return finished
 
     @property
     def copying(self) -> bool:
         """Whether a capture has not been handed out by ``completed`` yet."""
         return bool(self._copies)
-
-    def release(self, slot: int) -> None:
-        """The proxy gives ``slot`` back.
-
-        Raises:
-            ValueError: the slot was not the proxy's.
-        """
-        if self._states[slot] is not Slot.PUBLISHED:
-            raise ValueError(f"snapshot slot {slot} is {self._states[slot].value}: only a published one can be released")
-        self._states[slot] = Slot.FREE

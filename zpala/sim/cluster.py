@@ -11,7 +11,7 @@ import numpy as np
 
 from zpala.gossip.buffers import Vector
 from zpala.gossip.hosts import parse_hosts
-from zpala.gossip.protocol import Protocol
+from zpala.gossip.protocol import BUFFERS_MIN, Protocol
 from zpala.gossip.schema import Schema, TensorEntry
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import Topology
@@ -68,7 +68,7 @@ class VirtualCluster:
         budget: int = 10**9,
         target_return: float | None = None,
         numel: int = NUMEL,
-        buffers: int = 16,
+        buffers: int = BUFFERS_MIN + 4,
         codec_every: int = 10,
         protocol_class: type[Protocol] = Protocol,
         start_times: Iterable[float] | None = None,

@@ -7,12 +7,24 @@ ones are ones, so it must stay exactly 1 through any number of exchanges.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zpala.gossip.buffers import Vector
-from zpala.gossip.events import AdoptState, CaptureState, DeltaQueued, Drained, Fatal, Published, Start, StateCaptured, View
+from zpala.gossip.events import (
+    AdoptState,
+    CaptureState,
+    DeltaQueued,
+    Drained,
+    Fatal,
+    Published,
+    SnapshotLent,
+    Start,
+    StateCaptured,
+    View,
+)
 from zpala.gossip.gate import Closed, Forced, Gate
 from zpala.gossip.shadow import DeltaQueue
 
@@ -45,6 +57,9 @@ class Learner:
         self.news_wanted = False
         self.applied: list[DeltaQueued] = []
         self.dropped = 0  # deltas, with the parameters that they belonged to
+        self._lent: deque[int] = deque()  # the proxy's buffers for the next snapshots
+        self._changed = False  # since the last snapshot
+        self._reason = ""  # why it has finished; told the proxy once everything is published
         self._wait_began = 0.0
         self._capture: CaptureState | None = None  # came while it hung: its mailbox keeps it
 
@@ -68,6 +83,10 @@ class Learner:
             node.parts["slot"][:] = self.slot
             captured = StateCaptured(state_id=event.state_id, version=self.version, optimizer_steps=self.updates)
             node.do(node.protocol.on_state_captured(captured, node.cluster.now))
+        elif isinstance(event, SnapshotLent):
+            self._lent.append(event.buffer)
+            if self._changed:
+                self.look_soon()
         elif isinstance(event, DeltaQueued):
             self.deltas.receive(event)
             self.look_soon()
@@ -129,8 +148,13 @@ class Learner:
         self.publish(waiting)
 
     def publish(self, waiting: bool = False) -> None:
+        """At once, or as soon as it is idle and has a buffer for it."""
         node, cluster = self.node, self.node.cluster
-        snapshot = self.vector.copy()
+        self._changed = not self._lent
+        if self._changed:
+            return
+        buffer = self._lent.popleft()
+        node.buffers[buffer][:] = self.vector
         published = Published(
             version=self.version,
             updates=self.updates,
@@ -142,16 +166,17 @@ class Learner:
             update_s=self.gate.update_s,
             waiting=waiting,
         )
-        node.published(snapshot.copy(), published)
-        node.do(node.protocol.on_published(published, snapshot, cluster.now))
-        snapshot[:] = np.nan  # it was copied
+        node.published(self.vector.copy(), published)
+        node.do(node.protocol.on_published(published, buffer, cluster.now))
 
     def when_idle(self) -> None:
         if self.state == "gate":
             self.apply_and_publish(waiting=True)
             self.proceed()
-        elif self.state == "finished" and len(self.deltas):
-            self.apply_and_publish(waiting=True)
+        elif self.state == "finished":
+            if len(self.deltas) or self._changed:
+                self.apply_and_publish(waiting=True)
+            self.say_finished()
 
     def proceed(self) -> None:
         """At an update boundary: end, wait, or go on."""
@@ -183,8 +208,15 @@ class Learner:
     def finish(self, reason: str) -> None:
         self.leave_gate()
         self.state = "finished"
+        self._reason = reason
         self.apply_and_publish(waiting=True)
-        self.node.do(self.node.protocol.on_finished(reason, self.node.cluster.now))
+        self.say_finished()
+
+    def say_finished(self) -> None:
+        """Once, when the proxy has the last parameters."""
+        if self._reason and not self._changed:
+            reason, self._reason = self._reason, ""
+            self.node.do(self.node.protocol.on_finished(reason, self.node.cluster.now))
 
     def leave_gate(self) -> None:
         if self.state == "gate":

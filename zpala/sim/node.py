@@ -56,7 +56,6 @@ class SimulatedNode:
             node=f"n{line}",
             incarnation=incarnation,
             nonce=bytes([line % 256, incarnation % 256]) + cluster.rng.randbytes(6),
-            shadow=np.full(cluster.numel, np.nan, np.float32),
             buffers=self.buffers,
             state_parts=self.parts,
             budget=cluster.budget,

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from zpala.gossip.protocol import Protocol
+from zpala.gossip.protocol import BUFFERS_MIN, LENT, Protocol
 from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import load_topology
 from zpala.sim.cluster import VirtualCluster, distance
@@ -110,7 +110,7 @@ class Simulation:
             latency_s=(0.001, rng.choice((0.002, 0.02, 0.1))),
             bandwidth=rng.choice((1e3, 1e5, 1e9)),
             numel=scenario.numel,
-            buffers=rng.choice((12, 16)),
+            buffers=BUFFERS_MIN + rng.choice((0, 4)),
             protocol_class=protocol_class,
             start_times=[rng.uniform(0.0, BOOT_S if late else 0.5) for _ in range(size)],
             longest_pause_s=LONGEST_PAUSE_S,
@@ -201,7 +201,7 @@ class Simulation:
         if open_exchanges > metrics["left_in_doubt"]:
             self._violation(f"node {node.line} left with {open_exchanges} open exchanges and counted {metrics['left_in_doubt']}")
         # What is being sent when a process ends is never reported back, and the last deltas are never published.
-        used = 2 * open_exchanges + metrics["deltas_queued"] + metrics["sends_in_flight"]
+        used = 2 * open_exchanges + metrics["deltas_queued"] + metrics["sends_in_flight"] + LENT + 1  # the shadow's own
         if metrics["buffers_free"] + used < self.cluster.buffers:
             self._violation(
                 f"node {node.line}: {metrics['buffers_free']} of {self.cluster.buffers} buffers are free, and only {used} in use"

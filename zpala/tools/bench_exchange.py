@@ -4,10 +4,10 @@ Two nodes with real proxies and all guards, but without learning (``bench_gossip
 processes over plain TCP (``bench_tcp``) and, if asked for, gloo's all_reduce (``bench_gloo``). What counts are ratios of neighbouring
 blocks.
 
-Copies of the vector that one exchange makes, per node, found by reading the code. Sent: the learner copies its model to a snapshot slot
-(``GossipPort._publish``), the proxy copies that to the shadow (``Shadow.publish``), the kernel copies it out of the shadow's own memory,
-which is what is frozen. Received: the kernel copies it to libzmq's message, where it is checked and from which the delta is written to a
-buffer (``Snapshots.judge``); the learner adds that. So 2 of our own and the kernel's 1 on the way out, 1 and 1 on the way in.
+Copies of the vector that one exchange makes, per node, found by reading the code. Sent: the learner copies its model to a buffer of the
+proxy's (``GossipPort._publish``), which becomes the shadow (``Shadow.publish``) and is what is frozen; the kernel copies it out of there.
+Received: the kernel copies it to libzmq's message, where it is checked and from which the delta is written to a buffer
+(``Snapshots.judge``); the learner adds that. So one of our own and one of the kernel's in each direction.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OTHERS = ("gloo",)  # what --against knows
 BLOCKS = 10  # per kind; what is asked for is divided among them
 WARM_UP = 10
 SIZE_MIN, SIZE_MAX = ALIGNMENT, 1 << 28
-COPIES = {"sending": 2, "sending_kernel": 1, "receiving": 1, "receiving_kernel": 1}
+COPIES = {"sending": 1, "sending_kernel": 1, "receiving": 1, "receiving_kernel": 1}
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"}
 
 
@@ -146,7 +146,7 @@ def summary(found: Mapping[str, Kind], size: int, curve: bool) -> Measurement:
         "quantiles": "  ".join(f"p{percent} {1000 * quantile(seconds, percent):.2f} ms" for percent in (50, 90, 99)),
         "period": f"{1000 * statistics.median(periods(zpala)):.2f} ms from one to the next, publishing included",
         "CPU": "  ".join(f"{kind} {1000 * value.cpu_s:.2f} ms" for kind, value in found.items()) + "  per exchange and process",
-        "copies": "of our own per node: 2 on the way out, 1 on the way in; the kernel's: 1 and 1",
+        "copies": "of our own per node: 1 on the way out, 1 on the way in; the kernel's: 1 and 1",
         **{f"to {kind}": f"{value}  (median {1000 * value.b_median:.2f} ms)" for kind, value in against.items()},
         "settings": {"size": size, "curve": curve, "exchanges": len(seconds)},
         "quantiles_s": {f"p{percent}": quantile(seconds, percent) for percent in (50, 90, 99)},

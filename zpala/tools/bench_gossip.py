@@ -12,6 +12,7 @@ import os
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from zpala.gossip.settings import GossipSettings
 from zpala.gossip.topology import load_topology
 from zpala.node import sockets
 from zpala.node.keys import Keyring, SecretKey, read_key
-from zpala.node.mailbox import GateChanged, SnapshotFree, SnapshotReady
+from zpala.node.mailbox import GateChanged, SnapshotReady
 from zpala.node.proxy import Proxy
 from zpala.node.threads import flush_denormals, prepare_process
 from zpala.node.worker import Supervisor
@@ -38,7 +39,6 @@ from zpala.tools.parent import die_with_parent
 
 LIMIT_S = 30.0
 AGAIN_S = 0.5  # an exchange that came to nothing is asked for again after this
-SNAPSHOTS = 2
 NO_END = 10**12
 
 
@@ -60,17 +60,15 @@ class Settings:
 class Learner:
     """Applies every delta at once and publishes after it; ``vector`` f32[size] is its model."""
 
-    def __init__(
-        self, proxy: Proxy, vector: Vector, buffers: Sequence[Vector], snapshots: Sequence[Vector], supervisor: Supervisor
-    ) -> None:
+    def __init__(self, proxy: Proxy, vector: Vector, buffers: Sequence[Vector], supervisor: Supervisor) -> None:
         self.vector = vector
         self.applied = 0
         self.stamps: list[tuple[float, float, float]] = []  # per delta: mail read, delta applied, snapshot handed over
         self._mailbox, self._supervisor = proxy.mailbox, supervisor
-        self._buffers, self._snapshots = buffers, snapshots
-        self._free = list(range(len(snapshots)))
+        self._buffers = buffers
+        self._lent: deque[int] = deque()
         self._changed = False  # since the last snapshot
-        self.ready = False  # the proxy has the first snapshot
+        self.ready = False  # the first snapshot has been handed over
 
     def turn(self, limit_s: float) -> None:
         """Waits for mail, at most ``limit_s`` seconds, and does what it says. Raises WorkerFailed."""
@@ -88,9 +86,8 @@ class Learner:
                     applied = time.monotonic()
                     self._publish()
                     self.stamps.append((read, applied, time.monotonic()))
-                case SnapshotFree(slot):
-                    self._free.append(slot)
-                    self.ready = True
+                case events.SnapshotLent(buffer=buffer):
+                    self._lent.append(buffer)
                 case events.Fatal(text=text):
                     raise RuntimeError(text)
         self._publish()
@@ -101,13 +98,13 @@ class Learner:
         self._mailbox.send(GateChanged(False))
 
     def _publish(self) -> None:
-        if self._changed and self._free:
-            slot = self._free.pop()
-            np.copyto(self._snapshots[slot], self.vector)
-            self._changed = False
+        if self._changed and self._lent:
+            buffer = self._lent.popleft()
+            np.copyto(self._buffers[buffer], self.vector)
+            self._changed, self.ready = False, True
             # Nothing has been learnt: the version stays, and the proxy has no reason to offer by itself.
             published = events.Published(version=0, updates=0, applied_through=self.applied, waiting=True)
-            self._mailbox.send(SnapshotReady(slot, published))
+            self._mailbox.send(SnapshotReady(buffer, published))
 
 
 class Node:
@@ -118,8 +115,7 @@ class Node:
         self._context = sockets.node_context(encrypted=key is not None)
         self._supervisor = Supervisor(self._context)
         size, line = settings.size, settings.side
-        shadow, state, *vectors = (np.zeros(size, dtype=np.float32) for _ in range(2 + BUFFERS_MIN + SNAPSHOTS))
-        buffers, snapshots = vectors[:BUFFERS_MIN], vectors[BUFFERS_MIN:]
+        state, *buffers = (np.zeros(size, dtype=np.float32) for _ in range(1 + BUFFERS_MIN))
         schema = Schema((TensorEntry("x", (size,), 0, size),), size)
         protocol = Protocol(
             line=line,
@@ -131,7 +127,6 @@ class Node:
             node=hosts[line].name,
             incarnation=time.time_ns(),
             nonce=bytes([line + 1]) * 8,
-            shadow=shadow,
             buffers=buffers,
             state_parts={"parameters": state},
             budget=NO_END,
@@ -146,12 +141,11 @@ class Node:
             cast(Protocol, StampedProtocol(protocol, self.stamps)),
             listener=listener,
             addresses={host.line: (host.address, host.port) for host in hosts},
-            snapshots=snapshots,
             keyring=None if key is None else Keyring(key, {host.line: host.key or "" for host in hosts}),
             prepare=flush_denormals,
         )
         self._proxy.start()
-        self.learner = Learner(self._proxy, start_vector(line, size), protocol.buffers, snapshots, self._supervisor)
+        self.learner = Learner(self._proxy, start_vector(line, size), protocol.buffers, self._supervisor)
 
     def join(self) -> None:
         """Until the run has started and the proxy has a snapshot to freeze. Raises TimeoutError."""

@@ -14,7 +14,6 @@ from zpala.gossip import messages as m
 from zpala.gossip.actions import Action, Payload, SendUp
 from zpala.gossip.events import Published
 from zpala.gossip.protocol import Protocol
-from zpala.tools.bench_vectors import Vector
 
 FREEZE = "frozen and described"
 SIDE = " @ "  # between the name of a stage and the side whose it is
@@ -57,9 +56,9 @@ class StampedProtocol:
         began = time.monotonic()
         return self._offered(began, self._protocol.on_gate(closed, now))
 
-    def on_published(self, published: Published, snapshot: Vector, now: float) -> list[Action]:
+    def on_published(self, published: Published, buffer: int, now: float) -> list[Action]:
         began = time.monotonic()
-        return self._offered(began, self._protocol.on_published(published, snapshot, now))
+        return self._offered(began, self._protocol.on_published(published, buffer, now))
 
     def on_timer(self, now: float) -> list[Action]:
         began = time.monotonic()
