@@ -294,7 +294,7 @@ class GossipConfig(Section):
     drain_s: float = Field(10.0, ge=0, description="Longest drain at the end of the run.")
     drain_distance: float = Field(1e-3, gt=0, description="Relative distance at which two finished neighbours are close.")
     max_share: float = Field(
-        0.05, gt=0, le=1, description="Share of one core that gossip may take before own offers are held back; a closed gate overrides it."
+        0.05, gt=0, le=1, description="Share of one core that gossip may take before own offers wait; the gate and the end do not wait."
     )
     max_norm_ratio: float = Field(10.0, gt=1, description="A peer's vector is refused above this multiple of the own norm.")
     max_distance: float = Field(1.0, gt=0, description="Relative distance above which two nodes have diverged.")

@@ -547,6 +547,42 @@ def test_buffers_that_never_come_back_mean_busy_and_no_wait() -> None:
     assert cluster.problems() == []
 
 
+def with_few_buffers(left: int) -> tuple[VirtualCluster, list[int]]:
+    """Node 0 has so many free ones; and those that it does not have."""
+    cluster = started(VirtualCluster(3, 36, periods=0.02, buffers=BUFFERS_MIN))
+    node = cluster.nodes[0]
+    pool = node.exchanges._pool
+    assert cluster.run(5.0, lambda: node.exchanges.idle and pool.free == BUFFERS_MIN - LENT - 1)
+    taken = [pool.take() for _ in range(pool.free - left)]
+    return cluster, [buffer for buffer in taken if buffer is not None]
+
+
+def test_the_last_free_buffer_is_the_learners() -> None:
+    """With two free ones there are exchanges; while one goes on the learner publishes all the same, from the one that is left."""
+    cluster, taken = with_few_buffers(2)
+    node = cluster.nodes[0]
+    pool = node.exchanges._pool
+    least, applied, updates = 2, node.protocol.metrics()["applied"], node.learner.updates
+    for _ in range(20_000):
+        cluster.run(0.0005)
+        least = min(least, pool.free)
+    assert least == 0
+    assert node.protocol.metrics()["applied"] > applied + 50
+    assert node.learner.updates > updates + 400
+    assert cluster.problems() == []
+    for buffer in taken:
+        pool.release(buffer)
+    cluster.quiesce()
+    conserved(cluster)
+
+
+def test_who_freezes_without_leaving_a_buffer_takes_the_learners(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster, _ = with_few_buffers(1)
+    monkeypatch.setattr(module.Exchanges, "_has_buffers", property(lambda self: self._pool.free >= 1))
+    with pytest.raises(ValueError, match=r"no buffer is left for the learner|no buffer to move to"):
+        cluster.run(10.0)
+
+
 def test_a_snapshot_that_takes_longer_than_the_patience_is_sent_once() -> None:
     """Of a slow link half would be lost if what is on its way were asked for again; what the first exchange takes is not known yet."""
     numel = module.SMALL_BYTES // 4 + 16

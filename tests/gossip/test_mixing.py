@@ -46,7 +46,7 @@ def test_delta_and_norms_against_float64(size: int) -> None:
     np.testing.assert_allclose(out, 0.5 * difference, rtol=1e-6, atol=1e-7)
     assert squares.distance == pytest.approx(float(difference @ difference), rel=1e-5)
     assert squares.norm == pytest.approx(float(peer.astype(np.float64) @ peer.astype(np.float64)), rel=1e-5)
-    assert square_distance(own, peer) == squares.distance
+    assert (square_norm(peer), square_distance(own, peer)) == squares  # to the last bit: both ends judge by equal numbers
     assert digest.intdigest() == checksum(peer)
     assert square_norm(own) == pytest.approx(float(own.astype(np.float64) @ own.astype(np.float64)), rel=1e-5)
 
@@ -180,7 +180,7 @@ def test_no_blas_thread_is_woken() -> None:
     program = textwrap.dedent("""
         import os, pathlib, time
         import numpy as np
-        from zpala.gossip.mixing import checksum, delta_into, square_distance, square_norm
+        from zpala.gossip.mixing import checksum, delta_into, new_digest, square_distance, square_norm
 
         def others():
             tasks = [task for task in pathlib.Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
@@ -200,7 +200,7 @@ def test_no_blas_thread_is_woken() -> None:
                 resting_since, last = time.monotonic(), others()[1]
         count, before = others()
         for _ in range(20):
-            square_norm(own), square_distance(own, peer), checksum(own), delta_into(peer, own, 0.5, out)
+            square_norm(own), square_distance(own, peer), checksum(own), delta_into(peer, own, 0.5, out, new_digest())
         after = others()[1]
         for _ in range(5):
             matrix @ matrix

@@ -33,7 +33,7 @@ from zpala.gossip.messages import (
     StateData,
     Welcome,
 )
-from zpala.gossip.pacing import Pacing
+from zpala.gossip.pacing import DEBT_S, Pacing
 from zpala.gossip.protocol import BUFFERS_MIN, LENT, Protocol
 from zpala.gossip.sessions import SAID_MAX
 from zpala.gossip.settings import GossipSettings
@@ -439,6 +439,15 @@ def test_gossip_takes_no_more_than_its_share() -> None:
             assert wake > now
             now = wake
     assert spent == pytest.approx(share * 20.0 + share * 1.0, rel=0.05)  # the share, and what was saved up at the start
+
+
+def test_what_answers_and_urgent_offers_took_is_owed_for_half_a_minute_at_most() -> None:
+    pacing = Pacing(0.05, random.Random(1), 0.0)
+    pacing.published()
+    pacing.cost(600.0, 1.0)
+    assert not pacing.allows(False, 30.0)
+    assert 30.0 < pacing.wake_at(False) <= 1.0 + DEBT_S + 1.0
+    assert pacing.allows(False, pacing.wake_at(False))
 
 
 def test_urgent_offers_know_no_share() -> None:

@@ -1,6 +1,7 @@
 """The pool of snapshot buffers: who still needs which one. Owns the counting, not the arithmetic; runs in the proxy thread.
 
-A buffer is free only when nobody holds it (no exchange, doubt or queued delta, not the shadow) and no zero-copy send of it is in flight.
+A buffer is free only when nobody holds it (no exchange, doubt or queued delta, not the shadow, not the learner) and no zero-copy send of
+it is in flight.
 Several may hold one, the shadow and the exchanges that have frozen it; then nobody may write it.
 """
 

@@ -120,7 +120,8 @@ class Exchanges:
 
     @property
     def _has_buffers(self) -> bool:
-        """One for the delta, one that the shadow may move to while it is frozen, and one if it has to move first."""
+        """One for the delta, one if the shadow has to move first, and one that is left while it is frozen: to move to, or to be lent to the
+        learner once it publishes."""
         return self._pool.free >= 2 + self._shadow.moves
 
     @property

@@ -70,7 +70,7 @@ def square_norm(buffer: Vector) -> float:
     Rows are summed in float32, the rows' sums in float64. Two machines may differ in the last digits: never compare for equality.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return _block_square_norm(buffer)
+        return sum(_block_square_norm(buffer[start : start + BLOCK_ELEMENTS]) for start in range(0, len(buffer), BLOCK_ELEMENTS))
 
 
 def square_distance(own: Vector, peer: Vector) -> float:

@@ -6,6 +6,7 @@ import math
 import random
 
 BURST_S = 1.0  # the share may be saved up for that long
+DEBT_S = 30.0  # and be owed for that long: what answers and urgent offers took before is forgiven
 
 
 class Pacing:
@@ -37,7 +38,7 @@ class Pacing:
     def cost(self, seconds: float, now: float) -> None:
         self.spent_s += seconds
         self._refill(now)
-        self._saved_s -= seconds
+        self._saved_s = max(self._saved_s - seconds, -self._max_share * DEBT_S)
 
     def _refill(self, now: float) -> None:
         self._saved_s = min(self._max_share * BURST_S, self._saved_s + self._max_share * (now - self._saved_at))

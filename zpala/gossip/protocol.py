@@ -300,7 +300,7 @@ class Protocol:
 
     @property
     def buffers(self) -> Sequence[Vector]:
-        """All of them by their numbers in ``Payload`` and ``DeltaQueued``."""
+        """All of them by their numbers in ``Payload``, ``SnapshotLent`` and ``DeltaQueued``."""
         return self._pool.buffers
 
     # ---- time -------------------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class GossipSettings:
     keep_s: float = 10.0  # an exchange in doubt is given up (a counted defect) after this
     drain_s: float = 10.0  # longest drain at the end of a run
     drain_distance: float = 1e-3  # relative distance at which a pair counts as equal in the drain
-    max_share: float = 0.05  # of one core that gossip may take before own offers pause; a closed gate overrides it
+    max_share: float = 0.05  # of one core that gossip may take before own offers pause; a closed gate and the drain override it
     max_norm_ratio: float = 10.0  # a peer's norm above that many times mine is refused
     max_distance: float = 1.0  # relative distance above that is divergence
     on_diverged: str = "exit"  # "bootstrap": of two the one with fewer updates adopts the other's state; "average": mix all the same

@@ -84,6 +84,7 @@ class Learner:
             captured = StateCaptured(state_id=event.state_id, version=self.version, optimizer_steps=self.updates)
             node.do(node.protocol.on_state_captured(captured, node.cluster.now))
         elif isinstance(event, SnapshotLent):
+            node.buffers[event.buffer][:] = np.nan  # a learner may write it from now on
             self._lent.append(event.buffer)
             if self._changed:
                 self.look_soon()

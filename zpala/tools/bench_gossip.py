@@ -148,7 +148,7 @@ class Node:
         self.learner = Learner(self._proxy, start_vector(line, size), protocol.buffers, self._supervisor)
 
     def join(self) -> None:
-        """Until the run has started and the proxy has a snapshot to freeze. Raises TimeoutError."""
+        """Until the run has started and the first snapshot is on its way to the proxy. Raises TimeoutError."""
         deadline = time.monotonic() + LIMIT_S
         while not self.learner.ready:
             if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
 """``zpala bench wire``: one way of a snapshot from one process to another through zpala's own sockets and frames, and what it consists of.
 
-Measured are the freeze's description (norm and checksum) on the sending side, ROUTER to DEALER without a copy on the way out,
-``recv_into``, and the same two checks on the receiving side: all that a snapshot passes in an exchange, without its handshake. The floor is
+Measured are the freeze's description (norm and checksum) on the sending side, ROUTER to DEALER without a copy of ours, and the same two
+checks on the receiving side: what a snapshot passes in an exchange, without its handshake and without the delta. The floor is
 one way of the same bytes over plain TCP (``bench_tcp``) and those checks, which nobody can leave out. Blocks of both are made in turn.
 
 Runs its two processes as ``python -m zpala.tools.bench_wire`` (see ``bench_peers``).
