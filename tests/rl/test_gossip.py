@@ -54,12 +54,15 @@ class Agent:
         """A digest of everything that the algorithm keeps, but for the averaged vector and what is a view of it."""
         found: dict[str, int] = {"optimizer.steps": self.algorithm.optimizer.steps}
         averaged = self.flat.parameters.untyped_storage().data_ptr()
-        seen: set[int] = set()
+        seen: dict[int, Any] = {}  # the objects too: what is made on the way must not leave its number to something else
 
         def look(value: Any, path: str) -> None:
+            if isinstance(value, int | float | bool):  # small ones are one object wherever they stand
+                found[path] = hash(value)
+                return
             if id(value) in seen:
                 return
-            seen.add(id(value))
+            seen[id(value)] = value
             if isinstance(value, torch.Tensor):
                 if value.untyped_storage().data_ptr() != averaged or not value.numel():
                     found[path] = digest_of(value)
@@ -69,8 +72,6 @@ class Agent:
                 look(value.get_state(), path)
             elif isinstance(value, np.random.Generator):
                 found[path] = hash(str(value.bit_generator.state))
-            elif isinstance(value, int | float | bool):
-                found[path] = hash(value)
             elif isinstance(value, dict):
                 for key, each in value.items():
                     look(each, f"{path}[{key}]")
