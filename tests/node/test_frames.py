@@ -118,7 +118,7 @@ def test_down_message_without_payload(pair: tuple[Socket, Socket], link: bytes) 
     router, dealer = pair
     assert frames.send_down(router, link, codec.encode(BUSY)) is True
     down = read_down(dealer)
-    assert (down.message, down.payload) == (BUSY, None)
+    assert (down.message, down.payload, down.frames) == (BUSY, None, 1)
 
 
 @pytest.mark.parametrize("numel", [1, 1000, NUMEL])
@@ -129,7 +129,7 @@ def test_a_payload_arrives_whole(pair: tuple[Socket, Socket], link: bytes, numel
     assert not isinstance(tracker, bool)
     assert tracker.done or numel * 4 >= zmq.COPY_THRESHOLD
     down = read_down(dealer)
-    assert down.message == data_of(sent)
+    assert (down.message, down.frames) == (data_of(sent), 2)
     assert down.payload is not None
     np.testing.assert_array_equal(np.frombuffer(down.payload, dtype=np.float32), sent)
     tracker.wait(10.0)  # the buffer is free once it is out
@@ -157,7 +157,7 @@ def test_the_true_size_of_a_payload_is_told(pair: tuple[Socket, Socket], link: b
     router.send_multipart([link, codec.encode(promised), *tail])
     router.send_multipart([link, codec.encode(BUSY)])
     down = read_down(dealer)
-    assert down.nbytes == len(codec.encode(promised)) + sum(map(len, tail))
+    assert (down.nbytes, down.frames) == (len(codec.encode(promised)) + sum(map(len, tail)), 1 + len(tail))
     assert down.payload is not None
     assert down.payload.nbytes == (len(tail[0]) if len(tail) == 1 else 0) != promised.snapshot.nbytes
     assert read_down(dealer).message == BUSY
@@ -172,8 +172,20 @@ def test_a_bad_down_message_is_refused_and_the_next_one_is_read(pair: tuple[Sock
     router.send_multipart([link, codec.encode(BUSY)])
     down = read_down(dealer)
     assert isinstance(down.message, ProtocolError)
-    assert down.nbytes == sum(map(len, parts))
+    assert (down.nbytes, down.frames) == (sum(map(len, parts)), len(parts))
     assert read_down(dealer).message == BUSY
+
+
+@pytest.mark.parametrize("header", [codec.encode(data_of(np.zeros(1, dtype=np.float32))), codec.encode(BUSY), b"garbage"])
+def test_no_more_frames_are_read_than_may_be(pair: tuple[Socket, Socket], link: bytes, header: bytes) -> None:
+    """Of a payload that is followed by what was not read nothing is used."""
+    router, dealer = pair
+    router.send_multipart([link, header, b"1234", b"x", b"y"])
+    poll(dealer)
+    down = FrameReader().read_down(dealer, 2)
+    assert down is not None
+    assert (down.frames, down.nbytes, dealer.rcvmore) == (2, len(header) + 4, 1)
+    assert not down.payload
 
 
 def test_a_missing_payload_is_told(pair: tuple[Socket, Socket], link: bytes) -> None:

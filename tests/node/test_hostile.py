@@ -487,6 +487,47 @@ def test_damaged_answers_are_refused(pair_of_three: Pair, server: RawServer) -> 
     pair.run_until(lambda: pair.metric("applied") == [learner.deltas for learner in pair.learners])
 
 
+FLOODS_THAT_END = """
+import time
+from tests.faults.raw_zmtp import RawServer
+from tests.faults.zmtp_frames import MORE, frame
+from tests.node.pair import Pair
+from tests.node.raw_peer import NUMEL, meanwhile
+from zpala.gossip import codec
+
+decode = codec.decode_down
+
+def slow_decode(header):
+    time.sleep(0.01)  # libzmq's own thread is ahead of the reader, which never finds its DEALER empty
+    return decode(header)
+
+def dropped():
+    return [learner.counters.redials for learner in pair.learners]
+
+def attack():
+    while min(dropped()) == 0:
+        with server.router() as connection:
+            connection.send_raw(52 * (frame(b"no message", MORE) + frame(b"x")))
+
+with RawServer() as server:
+    pair = Pair(NUMEL, others=[("127.0.0.1", server.port)])
+    codec.decode_down = slow_decode
+    meanwhile(pair, attack)
+    assert min(pair.metric("bad_frames")) >= 50
+    print("alive")
+    pair.stop()
+"""
+
+
+def test_a_connection_that_goes_within_a_flood_does_not_end_the_process() -> None:
+    """libzmq would abort it, or hold it for ever, where the reader is between the frames of a message when it learns that they have gone.
+
+    It learns so at the hundredth frame. After 49 messages the link is dropped, which is refused too, and dialled anew.
+    """
+    node = subprocess.run([sys.executable, "-c", FLOODS_THAT_END], capture_output=True, text=True, timeout=60.0, check=False)
+    assert (node.stdout, node.returncode) == ("alive\n", 0), node.stderr
+
+
 def test_an_oversize_answer_costs_the_connection_and_the_node_dials_again(pair_of_three: Pair, server: RawServer) -> None:
     """libzmq ends such a session and never comes back by itself; the proxy makes the link anew."""
     pair = pair_of_three

@@ -117,6 +117,22 @@ def test_what_was_sent_before_hanging_up_arrives(links: Links, poller: zmq.Polle
     assert [receive(router[0])[1] for _ in range(2)] == [b"hello", b"leave"]
 
 
+def test_a_dropped_link_is_closed_at_once_and_made_anew_later(links: Links, poller: zmq.Poller, router: tuple[Socket, int]) -> None:
+    links.drop(0, 1.0)  # there is none
+    links.dial(0)
+    links.drop(0, 1.0)
+    assert list(links.dealers()) == []
+    assert poller.sockets == [(links.resolver.socket, zmq.POLLIN)]
+    assert not links.send(0, b"lost", 2.0, keep=False)
+    assert links.send(0, b"hello", 2.0, keep=True)
+    links.redial(0.9 + REDIAL_S)
+    assert list(links.dealers()) == []
+    links.redial(1.0 + REDIAL_S)
+    while links.messages_sent == 0:
+        turn(links, poller)
+    assert receive(router[0])[1] == b"hello"
+
+
 def test_a_failing_link_is_made_anew_with_back_off(links: Links, addresses: dict[int, tuple[str, int]], mute: socket.socket) -> None:
     addresses[0] = ("127.0.0.1", mute.getsockname()[1])
     links.dial(0)

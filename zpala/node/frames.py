@@ -2,7 +2,8 @@
 
 Up, a DEALER sends one header frame. Down, the ROUTER sends a header and, for DATA and STATE_DATA, the payload as the *last* frame: a
 tracker follows the last frame only. libzmq hands a message over when all its parts have come, so nothing here ever waits; a message
-with other parts than it should have is read to its end and refused. Used by the proxy's thread; owns a buffer, no socket.
+with other parts than it should have is read to its end, or as far as ``UNBROKEN_MAX`` allows, and refused. Used by the proxy's thread;
+owns a buffer, no socket.
 
 A payload is not copied: whoever reads gets libzmq's own memory. ``recv_into``, which headers are read with, truncates without a word and
 returns the frame's true size; so sizes are compared, never assumed.
@@ -10,6 +11,7 @@ returns the frame's true size; so sizes are compared, never assumed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -22,6 +24,14 @@ from zpala.gossip import messages as m
 from zpala.node.sockets import Socket
 
 Vector = npt.NDArray[np.float32]
+
+UNBROKEN_MAX: Final = 98
+"""How many frames may be read from a DEALER until it has been found empty.
+
+A DEALER with ``immediate`` drops what is unread as soon as it learns that its connection has gone, even the rest of a message that is
+half read; the next read then aborts the process (``!_more``, libzmq 4.3.5). It learns that when it is asked for events, finds itself
+empty, or reads the hundredth frame since: never within a message, if none begins after this many.
+"""
 
 _NOWHERE: Final = bytearray()  # receiving into it discards a frame and tells its size
 _LOST: Final = (zmq.EAGAIN, zmq.EHOSTUNREACH)  # the peer takes no more, or has gone
@@ -41,12 +51,14 @@ class Up(NamedTuple):
 
 class Down(NamedTuple):
     """What one read of a DEALER gave. ``payload``: the bytes of the frame behind the header, in libzmq's memory, which lives as long as
-    this view; empty when there were several (no node sends that), None when there was none. ``nbytes``: everything that came.
+    this view; empty when there were several (no node sends that), None when there was none. ``nbytes``, ``frames``: everything that was
+    read.
     """
 
     message: m.DownMessage | codec.ProtocolError
     payload: memoryview | None
     nbytes: int
+    frames: int
 
 
 class FrameReader:
@@ -67,9 +79,9 @@ class FrameReader:
                 link = router.recv(zmq.DONTWAIT)
         except zmq.Again:
             return None
-        size = router.recv_into(self._header) if router.rcvmore else 0
+        size = router.recv_into(self._header, flags=zmq.DONTWAIT) if router.rcvmore else 0
         has_surplus = bool(router.rcvmore)
-        nbytes = size + _drain(router) if has_surplus else size
+        nbytes = size + _drain(router)[0]
         if not admits(link, codec.claimed_type(memoryview(self._header)[:size])):
             return Up(link, None, nbytes, key)
         try:
@@ -79,25 +91,30 @@ class FrameReader:
         except codec.ProtocolError as error:
             return Up(link, error, nbytes, key)
 
-    def read_down(self, dealer: Socket) -> Down | None:
-        """The next message of a DEALER; None when there is none."""
+    def read_down(self, dealer: Socket, frames_max: int = UNBROKEN_MAX) -> Down | None:
+        """The next message of a DEALER; None when there is none.
+
+        No more than ``frames_max`` frames of it (at least 2) are read: of a longer one the rest is left, and the DEALER is of no more use.
+        """
         try:
             size = dealer.recv_into(self._header, flags=zmq.DONTWAIT)
         except zmq.Again:
             return None
+        message: m.DownMessage | codec.ProtocolError
         payload: memoryview | None = None
-        surplus = 0
         try:
             message = codec.decode_down(self._frame(size))
             if dealer.rcvmore:
                 if not isinstance(message, m.Data | m.StateData):
                     raise codec.ProtocolError("limit", f"{type(message).__name__} of more than one frame")
-                payload = dealer.recv(copy=False).buffer
-                if dealer.rcvmore:
-                    surplus, payload = payload.nbytes + _drain(dealer), memoryview(b"")
+                payload = dealer.recv(zmq.DONTWAIT, copy=False).buffer
         except codec.ProtocolError as error:
-            return Down(error, None, size + _drain(dealer))
-        return Down(message, payload, size + surplus + (0 if payload is None else payload.nbytes))
+            message = error
+        count, nbytes = (1, size) if payload is None else (2, size + payload.nbytes)
+        surplus_bytes, surplus = _drain(dealer, frames_max - count)
+        if payload is not None and (surplus or dealer.rcvmore):
+            payload = memoryview(b"")
+        return Down(message, payload, nbytes + surplus_bytes, count + surplus)
 
     def _frame(self, size: int) -> memoryview:
         if size >= len(self._header):
@@ -161,9 +178,10 @@ def _user_id(frame: zmq.Frame) -> str | None:
         return None
 
 
-def _drain(socket: Socket) -> int:
-    """Reads away what is left of the current message; returns its size in bytes."""
-    size = 0
-    while socket.rcvmore:
-        size += int(socket.recv_into(_NOWHERE))
-    return size
+def _drain(socket: Socket, frames_max: float = math.inf) -> tuple[int, int]:
+    """Reads away what is left of the current message, or ``frames_max`` frames of it; returns their size in bytes and their number."""
+    size, count = 0, 0
+    while count < frames_max and socket.rcvmore:
+        size += int(socket.recv_into(_NOWHERE, flags=zmq.DONTWAIT))
+        count += 1
+    return size, count

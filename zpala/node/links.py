@@ -6,7 +6,7 @@ otherwise each start would lose a whole ``hello_s`` to a connection that takes a
 
 libzmq reconnects by itself, but neither asks for the address again nor comes back after a peer has sent it an oversize frame (the session
 ends with a protocol error), nor after a peer has refused its key. So a link whose sends fail for ``REDIAL_S`` is closed and made anew, its
-name looked up again, with back-off. With keys, a monitor per DEALER tells why handshakes fail.
+name looked up again, with back-off; so is one that was dropped. With keys, a monitor per DEALER tells why handshakes fail.
 """
 
 from __future__ import annotations
@@ -90,6 +90,13 @@ class Links:
         link = self._links.pop(line, None)
         if link is not None:
             self._disconnect(link)
+
+    def drop(self, line: int, now: float) -> None:
+        """Closes the DEALER to ``line``; it is made anew as one whose sends have failed since ``now``. Nothing when there is none."""
+        link = self._links.get(line)
+        if link is not None:
+            self._disconnect(link)
+            link.failing_since = now
 
     def send(self, line: int, frame: bytes, now: float, *, keep: bool) -> bool:
         """Sends one frame, or, with ``keep``, keeps it until there is a connection. False: it is lost."""

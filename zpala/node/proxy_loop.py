@@ -2,7 +2,7 @@
 
 Owned by the thread: the order of things within a turn, the mail that waits for the learner, the zero-copy sends under way. The sockets are
 made and closed by ``proxy``; frames are taken apart by ``frames``; nothing is decided here. Every send is DONTWAIT; one that fails is lost
-and the protocol retransmits. No turn waits for anybody, and each socket has at most ``MESSAGES_PER_TURN`` messages of it.
+and the protocol retransmits. No turn waits for anybody; the ROUTER has at most ``MESSAGES_PER_TURN`` messages of it, a DEALER what it has.
 
 What a link says too much is read away, not left lying: libzmq reads links in turn, and what is left lying would hold up everybody's
 messages. But not as fast as it comes, or a flood would take a core. Once a link has been refused twice in a turn the ROUTER rests for
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 POLL_MAX_S: Final = 0.1
 TRACKER_POLL_S: Final = 0.02  # how soon the end of a zero-copy send is noticed while nothing else happens
-MESSAGES_PER_TURN: Final = 32  # of one socket, before the others have their turn
+MESSAGES_PER_TURN: Final = 32  # of the ROUTER, before the others have their turn
 REST_S: Final = 0.001
 COUNTERS_INTERVAL_S: Final = 1.0
 LEAVE_LIMIT_S: Final = 1.5  # a node that is told to leave says LEAVE within about a second
@@ -119,7 +119,7 @@ class ProxyLoop:
         return max(0, math.ceil(wait_s * 1000))
 
     def _turn(self, ready: Mapping[object, int]) -> None:
-        """One round over everything that has something to say; at most ``MESSAGES_PER_TURN`` of each socket."""
+        """One round over everything that has something to say."""
         protocol = self._protocol
         self._admission.serve(ready)
         if self._links.read_monitors(ready):
@@ -210,15 +210,21 @@ class ProxyLoop:
         return self._protocol.admits(link, kind, self._clock())
 
     def _read_dealer(self, line: int, dealer: sockets.Socket) -> None:
-        for _ in range(MESSAGES_PER_TURN):
-            down = None if dealer.closed else self._reader.read_down(dealer)
+        """Reads it until it is empty. It must not be read for longer, so whoever says more at a time loses the link for a while."""
+        left = frames.UNBROKEN_MAX
+        while left >= 2:
+            down = None if dealer.closed else self._reader.read_down(dealer, left)
             if down is None:  # empty, or an action has hung up
                 return
+            left -= down.frames
             self._tally.received(down.nbytes)
             if isinstance(down.message, codec.ProtocolError):
                 self._refuse(line, None, down.message)
             else:
                 self._perform(self._protocol.on_down(line, down.message, down.payload, self._clock()))
+        if not dealer.closed:
+            self._links.drop(line, self._clock())
+            self._refuse(line, None, codec.ProtocolError("limit", f"{frames.UNBROKEN_MAX - left} frames at a time: it is dialled anew"))
 
     def _refuse(self, line: int | None, link: bytes | None, error: codec.ProtocolError) -> None:
         self._tally.bad_frames += 1
