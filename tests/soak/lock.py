@@ -3,11 +3,12 @@
     python -m tests.soak.lock --json lock.jsonl --resume
     python -m tests.soak.lock --task pong --seeds 2
     python -m tests.soak.lock --rule max_lead --bounds 1,4,16
+    python -m tests.soak.lock --max-share 0.002
 
 Real nodes on this machine, whose environments sleep in every step (``slow_environments.py``), so that the cores are not what is short; with
-``slow`` those of the last node sleep ``SLOWNESS`` times as long. A run ends when every node's last 100 games have reached the task's return
-or the budget is nearly spent; then all nodes are told to leave at the same moment, so that their checkpoints are what they were in the
-middle of learning. Of every run:
+``slow`` those of the last node sleep ``SLOWNESS`` times as long. ``--max-share`` sets ``gossip.max_share``: the less, the rarer exchanges
+that no gate asks for. A run ends when every node's last 100 games have reached the task's return or the budget is nearly spent; then all
+nodes are told to leave at the same moment, so that their checkpoints are what they were in the middle of learning. Of every run:
 
 ==============  ===========================================================================================================================
 env_steps       of the cluster until every node had the task's return; none when the budget ended first
@@ -45,6 +46,7 @@ from tests.cluster.processes import Process, Processes, spread
 from tests.soak.learning import ROOT, source_commit
 from tests.soak.new_rows import NewRows
 from zpala.config import Config, load_config
+from zpala.gossip.settings import GossipSettings
 from zpala.rl.environments import EnvironmentSpec, environment_spec, make_environments
 from zpala.rl.networks import ActorCritic
 from zpala.rl.rollout import Rollout
@@ -102,12 +104,12 @@ class Node:
         return self.row.get("charts/episodic_return_count", 0) >= 100 and self.return_mean >= threshold
 
 
-def play(task: Task, rule: str, bound: int, speed: str, seed: int) -> dict[str, Any]:
+def play(task: Task, rule: str, bound: int, speed: str, max_share: float, seed: int) -> dict[str, Any]:
     """One run. Raises AssertionError when a node ends by itself or nothing comes of it within ``LIMIT_S``."""
     with tempfile.TemporaryDirectory(prefix="zpala-lock-") as folder:
         processes = Processes(Path(folder))
         try:
-            nodes = start(processes, task, rule, bound, speed, seed)
+            nodes = start(processes, task, rule, bound, speed, max_share, seed)
             began = time.monotonic()
             while True:
                 time.sleep(POLL_S)
@@ -146,10 +148,10 @@ def play(task: Task, rule: str, bound: int, speed: str, seed: int) -> dict[str, 
             processes.close()
 
 
-def start(processes: Processes, task: Task, rule: str, bound: int, speed: str, seed: int) -> list[Node]:
+def start(processes: Processes, task: Task, rule: str, bound: int, speed: str, max_share: float, seed: int) -> list[Node]:
     hosts = processes.hosts(NODES)
     run = processes.folder / "run"
-    settings = ["run.log_interval_s=0.25", "node.threads=1", f"gossip.{rule}={bound}"]
+    settings = ["run.log_interval_s=0.25", "node.threads=1", f"gossip.{rule}={bound}", f"gossip.max_share={max_share}"]
     if rule == "max_lead":  # every peer is waited for, the slow one too
         settings += ["gossip.slow_factor=0", f"gossip.max_staleness={OFF}"]
     words = [word for setting in settings for word in ("--set", setting)]
@@ -199,25 +201,26 @@ def observations(config: Config, spec: EnvironmentSpec, network: ActorCritic, se
     return torch.cat(found)
 
 
+KEY = ("task", "rule", "bound", "speed", "max_share")
 HEADER = (
-    "| task | bound | nodes | env_steps to the return | return | gap | staleness | distance | KL | gate: mean | most "
+    "| task | share | bound | nodes | env_steps to the return | return | gap | staleness | distance | KL | gate: mean | most "
     "| exchanges per update |"
 )
 
 
 def cell(key: Sequence[object], runs: Sequence[Mapping[str, Any]]) -> str:
-    """One row: medians over ``runs``. ``key``: task, rule, bound, speed."""
+    """One row: medians over ``runs``. ``key``: ``KEY``."""
 
     def middle(name: str) -> float:
         return float(statistics.median(run[name] for run in runs))
 
-    task, rule, bound, speed = key
+    task, rule, bound, speed, max_share = key
     solved = [run["env_steps"] for run in runs if run["env_steps"] is not None]
     steps = f"{statistics.median(solved):,.0f} ({len(solved)} of {len(runs)})" if solved else "-"
     name = "off" if bound == OFF else f"{rule} {bound}"
     numbers = f"{middle('return'):.1f} | {middle('gap'):,.0f} | {middle('staleness'):.0f} | {middle('distance'):.2e} | {middle('kl'):.2e}"
     waits = f"{100 * middle('gate_mean'):.1f} % | {100 * middle('gate_max'):.1f} % | {middle('exchanges_per_update'):.2f}"
-    return f"| {task} | {name} | {speed} | {steps} | {numbers} | {waits} |"
+    return f"| {task} | {max_share} | {name} | {speed} | {steps} | {numbers} | {waits} |"
 
 
 def main() -> int:
@@ -226,6 +229,7 @@ def main() -> int:
     parser.add_argument("--rule", default="max_staleness", choices=("max_staleness", "max_lead"))
     parser.add_argument("--bounds", default=f"1,4,16,{OFF}", help="in updates, separated by commas")
     parser.add_argument("--speeds", default=",".join(SPEEDS))
+    parser.add_argument("--max-share", type=float, default=GossipSettings().max_share, metavar="SHARE")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -241,17 +245,16 @@ def main() -> int:
     print(HEADER)
     print("|---" * HEADER.count(" |") + "|", flush=True)
     commit, cells = source_commit(), dict[tuple[object, ...], list[Mapping[str, Any]]]()
-    done: dict[tuple[object, ...], Mapping[str, Any]] = {
-        tuple(record[name] for name in ("task", "rule", "bound", "speed", "seed")): record for record in records
-    }
+    done: dict[tuple[object, ...], Mapping[str, Any]] = {tuple(record[name] for name in (*KEY, "seed")): record for record in records}
     for seed in seeds:  # every cell once, then again: the machine is the same for all of them
         for speed in options.speeds.split(","):
             for bound in map(int, options.bounds.split(",")):
-                key = (options.task, options.rule, bound, speed)
+                key = (options.task, options.rule, bound, speed, options.max_share)
                 record = done.get((*key, seed))
                 if record is None:
-                    named = dict(zip(("task", "rule", "bound", "speed"), key, strict=True))
-                    record = {**named, "seed": seed, **play(TASKS[options.task], options.rule, bound, speed, seed), "commit": commit}
+                    named = dict(zip(KEY, key, strict=True))
+                    played = play(TASKS[options.task], options.rule, bound, speed, options.max_share, seed)
+                    record = {**named, "seed": seed, **played, "commit": commit}
                     if options.json is not None:
                         with options.json.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(record) + "\n")
