@@ -17,24 +17,40 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(150)]
 def test_a_run_that_is_too_short_is_unsolved_and_not_played_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of Pendulum: a policy that hardly learnt may balance CartPole's pole by chance, but not swing this one up."""
     results = tmp_path / "results.jsonl"
-    options = ["--algorithms", "a2c", "--seeds", "1", "--nodes", "1", "--budget", "2000", "--games", "2", "--limit-minutes", "1"]
+    options = [
+        "--task",
+        "pendulum",
+        "--algorithms",
+        "ppo",
+        "--seeds",
+        "1",
+        "--nodes",
+        "1",
+        "--budget",
+        "2000",
+        "--games",
+        "2",
+        "--limit-minutes",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["learning", *options, "--json", str(results), "--resume"])
     assert learning.main() == 1
     text = capsys.readouterr().out
     drawn, result = map(json.loads, results.read_text().splitlines())
-    assert (drawn["kind"], drawn["task"], len(drawn["seeds"])) == ("seeds", "cartpole", 1)
-    assert (result["algorithm"], result["seed"], result["problem"]) == ("a2c", drawn["seeds"][0], "")
+    assert (drawn["kind"], drawn["task"], len(drawn["seeds"])) == ("seeds", "pendulum", 1)
+    assert (result["algorithm"], result["seed"], result["problem"]) == ("ppo", drawn["seeds"][0], "")
     assert result["env_steps"] >= 2000
-    assert 1 <= result["returns"]["n0"] < 475
+    assert -3300 < result["returns"]["n0"] < -250
     assert not result["solved"]
-    assert "| cartpole | a2c | 0 of 1 |" in text
-    assert "a2c: solved 0 of 1, 1 are asked for" in text
+    assert "| pendulum | ppo | 0 of 1 |" in text
+    assert "ppo: solved 0 of 1, 1 are asked for" in text
 
     before = results.read_bytes()
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--share", "0"])
     assert learning.main() == 0
-    assert f"| cartpole | a2c | {drawn['seeds'][0]} |" in capsys.readouterr().out
+    assert f"| pendulum | ppo | {drawn['seeds'][0]} |" in capsys.readouterr().out
     assert results.read_bytes() == before, "it was not played again"
 
 
