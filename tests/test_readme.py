@@ -38,7 +38,7 @@ def test_options_exist() -> None:
     known |= {"--curve", "--size", "--slow", "--exchange-every-update", "--exchanges"}  # of bench
     known |= {"--seeds", "--nodes", "--limit", "--fault", "--plot", "--json"}  # of simulate
     known |= {"--steps"}  # of env check
-    known |= {"--task", "--sizes", "--topologies", "--heartbeat-s", "--short"}  # of tests/soak/learning.py and scale.py
+    known |= {"--task", "--sizes", "--topologies", "--heartbeat-s", "--short", "--max-share"}  # of tests/soak
     assert set(re.findall(r"--[a-z][a-z-]+", README)) <= known
 
 
