@@ -165,6 +165,13 @@ def test_an_error_while_a_key_is_judged_refuses_that_one_and_the_next_is_served(
     assert ["the list has been dropped" in record.message for record in caplog.records] == [True]
 
 
+def test_the_place_where_libzmq_asks_is_free_as_soon_as_it_is_closed(context: Context) -> None:
+    """Else whoever opens the next door in the same process is told that the address is in use, every other time."""
+    for _ in range(200):
+        poller = zmq.Poller()
+        Admission(context, poller, set()).close()
+
+
 @pytest.mark.parametrize(
     "request_", [[], [b"link"], [b"link", b"", b"1.0"], [b"link", b"", b"2.0", b"1", b"zpala", b"", b"", b"CURVE", b""]]
 )

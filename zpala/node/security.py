@@ -84,6 +84,7 @@ class Admission:
     def close(self) -> None:
         self._failures.close()
         if self._zap is not None:
+            self._zap.unbind(sockets.ZAP_ADDRESS)  # closing alone frees the address a moment later, in libzmq's own time
             self._zap.close()
 
     def _answer(self, request: list[bytes]) -> None:
