@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from zpala.tools.parent import die_with_parent
 
@@ -116,8 +116,17 @@ class Stopwatch:
         return self.seconds < self._wanted_s
 
 
-def measure(settings: Sb3Settings) -> Sb3Speed:
-    """Trains for the warm-up and ``settings.seconds`` more."""
+class Clocked(Protocol):
+    """What stable-baselines3 calls after every step of all environments, until it says False; ``env_steps`` took ``seconds``."""
+
+    env_steps: int
+    seconds: float
+
+    def __call__(self, local_names: dict[str, Any], global_names: dict[str, Any], /) -> bool: ...
+
+
+def measure(settings: Sb3Settings, clocked: Clocked | None = None) -> Sb3Speed:
+    """Trains for the warm-up and ``settings.seconds`` more, or until ``clocked`` ends it."""
     import gymnasium
     import stable_baselines3
     import torch
@@ -149,7 +158,7 @@ def measure(settings: Sb3Settings) -> Sb3Speed:
             policy_kwargs=network,
             **own,
         )
-        stopwatch = Stopwatch(settings.num_envs, settings.num_steps, settings.seconds, settings.warmup_s)
+        stopwatch = clocked or Stopwatch(settings.num_envs, settings.num_steps, settings.seconds, settings.warmup_s)
         model.learn(NO_END, callback=stopwatch)
     finally:
         environments.close()
