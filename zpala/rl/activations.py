@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from zpala.rl.products import AffineLayer, affine
+
 _convolution_backward = torch.ops.aten.convolution_backward
 _threshold_backward = torch.ops.aten.threshold_backward
 
@@ -125,7 +127,7 @@ class Convolution(nn.Conv2d):
         return functional.relu(y, inplace=True) if self.rectified else y
 
 
-class Linear(nn.Linear):
+class Linear(AffineLayer):
     """A rectified linear layer that can keep its outputs."""
 
     activations: Activations | None = None
@@ -177,5 +179,5 @@ class _RecalledLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, kept = ctx.saved_tensors
         gradient = _threshold_backward(gradient, kept, 0.0)
-        x_gradient = gradient @ weight if ctx.needs_input_grad[0] else None
-        return x_gradient, gradient.t() @ x, gradient.sum(0), None
+        x_gradient = affine(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        return x_gradient, affine(gradient.t(), x.t()), gradient.sum(0), None

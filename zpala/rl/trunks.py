@@ -18,6 +18,7 @@ from torch.nn.utils import skip_init
 
 from zpala.rl.activations import Convolution, Linear
 from zpala.rl.observations import ObservationPart
+from zpala.rl.products import AffineLayer
 
 Activation = Literal["tanh", "relu"]
 NetworkName = Literal["auto", "mlp", "nature_cnn", "nips_cnn", "impala_resnet"]
@@ -312,7 +313,7 @@ def build_trunk(
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """A layer whose weights somebody sets later."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = skip_init(AffineLayer, inputs, outputs)  # type: ignore[no-untyped-call]
     return layer
 
 
