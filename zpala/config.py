@@ -319,6 +319,9 @@ class NodeConfig(Section):
     cuda_graphs: bool | Literal["auto"] = Field(
         "auto", description="Record what acting and learning compute, and replay it; auto: on CUDA, with an algorithm of zpala's own."
     )
+    compile: bool = Field(
+        False, description="Let torch.compile make one function of many small ones: on a CPU, without images; needs a C++ compiler."
+    )
     threads: int | Literal["auto"] = Field(
         "auto", description="Threads of torch and ALE; auto: cores / nodes on this machine, 1 without images."
     )

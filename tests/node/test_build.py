@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from zpala.config import load_config
 from zpala.gossip.hosts import parse_hosts
 from zpala.gossip.topology import load_topology
-from zpala.node.build import agreement, build_parts, check_device
+from zpala.node.build import agreement, build_parts, check_device, check_parts
 from zpala.node.errors import UsageError
 from zpala.node.specification import specification
 from zpala.rl.algorithms import ALGORITHMS
+from zpala.rl.compiled import Compiled
 from zpala.rl.graphs import Graphs
 
 HOSTS = "127.0.0.1:5670\n127.0.0.1:5671\n"
@@ -72,6 +74,39 @@ def test_what_the_device_cannot_do_is_refused_when_it_is_known(settings: dict[st
     with pytest.raises(UsageError, match=words):
         check_device(config, torch.device("cpu"))
     check_device(config, torch.device("cuda"))
+
+
+def test_compiling_is_refused_without_a_compiler_and_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, {"node.compile": True}, {})
+    with pytest.raises(UsageError, match=r"node\.compile: true is for CPUs, .* cuda:0, where node\.cuda_graphs does as much"):
+        check_device(config, torch.device("cuda:0"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        UsageError, match=r"needs a C\+\+ compiler, and there is no no-such-compiler here\. Install it, name another in CXX"
+    ):
+        check_device(config, torch.device("cpu"))
+    monkeypatch.setenv("CXX", sys.executable)
+    check_device(config, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiles"),
+    [
+        ({"node.compile": True}, True),
+        ({}, False),
+        ({"node.compile": True, "network.core": "lstm"}, None),
+        ({"node.compile": True, "preset": "pala"}, None),
+    ],
+)
+def test_compiling_is_for_vectors_without_a_memory(settings: dict[str, object], compiles: bool | None) -> None:
+    config = load_config(None, settings, {})
+    spec = specification(config.environment)
+    if compiles is None:
+        with pytest.raises(UsageError, match=r"node\.compile: true is for networks on vectors without a memory, and .* Set it to false"):
+            check_parts(config, spec)
+        return
+    check_parts(config, spec)
+    assert isinstance(build_parts(config, spec, 0, torch.device("cpu")).algorithm.executor, Compiled) is compiles
 
 
 @pytest.mark.cuda

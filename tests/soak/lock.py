@@ -3,7 +3,7 @@
     python -m tests.soak.lock --json lock.jsonl --resume
     python -m tests.soak.lock --task pong --seeds 2
     python -m tests.soak.lock --rule max_lead --bounds 1,4,16
-    python -m tests.soak.lock --max-share 0.002
+    python -m tests.soak.lock --max-share 0.001
 
 Real nodes on this machine, whose environments sleep in every step (``slow_environments.py``), so that the cores are not what is short; with
 ``slow`` those of the last node sleep ``SLOWNESS`` times as long. ``--max-share`` sets ``gossip.max_share``: the less, the rarer exchanges

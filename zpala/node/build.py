@@ -28,6 +28,7 @@ from zpala.node.worker import Supervisor, WorkerFailed
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.algorithms import ALGORITHMS, AlgorithmError, build_algorithm, build_settings, find_algorithm
 from zpala.rl.combinations import Choice, UnsupportedCombination, refuse_combinations
+from zpala.rl.compiled import Compiled, missing_compiler
 from zpala.rl.environments import Environments, EnvironmentSpec, make_environments
 from zpala.rl.flat import FlatParameters
 from zpala.rl.graphs import CudaRecorder, Graphs
@@ -62,7 +63,13 @@ def choose_device(name: str) -> torch.device:
 def check_device(config: Config, device: torch.device) -> None:
     """Refuses with a ``UsageError`` what ``device`` cannot do; the configuration may have left it open which one it is."""
     if device.type == "cuda":
+        if config.node.compile:
+            raise UsageError(f"node.compile: true is for CPUs, and this node computes on {device}, where node.cuda_graphs does as much.")
         return
+    if config.node.compile and (compiler := missing_compiler()) is not None:
+        raise UsageError(
+            f"node.compile: true needs a C++ compiler, and there is no {compiler} here. Install it, name another in CXX, or leave it false."
+        )
     if config.node.cuda_graphs is True:
         raise UsageError(f"node.cuda_graphs: true needs a CUDA device, and this node computes on the {device}. Leave it at auto.")
     if config.network.precision == "tf32":
@@ -110,6 +117,8 @@ def build_parts(config: Config, spec: EnvironmentSpec, line: int, device: torch.
         set_float32_arithmetic(config.network.precision)
         if _with_graphs(config):
             algorithm.executor = Graphs(CudaRecorder(device))
+    elif config.node.compile:
+        algorithm.executor = Compiled(device)
     weights = Weights(flat.parameters, optimizer.state)
     schema = Schema(tuple(TensorEntry(e.name, e.shape, e.offset, e.size) for e in flat.entries), flat.numel, flat.learnt_from)
     return Parts(algorithm, flat, weights, schema, network.describe())
@@ -144,7 +153,7 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
         raise UsageError(str(error)) from error
     channels_last = config.network.channels_last
     try:
-        return build_network(
+        network = build_network(
             spec,
             channels_last=device.type == "cpu" if channels_last == "auto" else channels_last,
             seed=config.run.seed,
@@ -154,6 +163,12 @@ def _network(config: Config, spec: EnvironmentSpec, device: torch.device) -> Net
         )
     except ValueError as error:
         raise UsageError(f"network: {error}") from error
+    if config.node.compile and (network.activations.possible or config.network.core != "none"):
+        raise UsageError(
+            f"node.compile: true is for networks on vectors without a memory, and {spec.id} is played with {network.describe()}. Set it to "
+            "false: with images it gains nothing."
+        )
+    return network
 
 
 def check_memory(config: Config, spec: EnvironmentSpec, nodes_here: int, available: int | None) -> None:

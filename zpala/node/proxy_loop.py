@@ -2,7 +2,8 @@
 
 Owned by the thread: the order of things within a turn, the mail that waits for the learner, the zero-copy sends under way. The sockets are
 made and closed by ``proxy``; frames are taken apart by ``frames``; nothing is decided here. Every send is DONTWAIT; one that fails is lost
-and the protocol retransmits. No turn waits for anybody; the ROUTER has at most ``MESSAGES_PER_TURN`` messages of it, a DEALER what it has.
+and the protocol retransmits. No turn waits for anybody; the ROUTER has at most ``MESSAGES_PER_TURN`` messages of it, a DEALER at most
+``frames.UNBROKEN_MAX`` frames: whoever has more to say at once is dialled anew.
 
 What a link says too much is read away, not left lying: libzmq reads links in turn, and what is left lying would hold up everybody's
 messages. But not as fast as it comes, or a flood would take a core. Once a link has been refused twice in a turn the ROUTER rests for
