@@ -44,7 +44,9 @@ class Compiled:
         warnings.filterwarnings("ignore", message=r"The \.grad attribute of a Tensor that is not a leaf Tensor")
         self._eager = Eager(device)
         self._backend = backend
-        self._options = {"compile_threads": 1} if backend == "inductor" else None  # of its own it leaves threads behind
+        self._options: dict[str, Any] | None = (
+            {"compile_threads": 1} if backend == "inductor" else None
+        )  # of its own it leaves threads behind
         self._functions: dict[str, Callable[..., Any]] = {}
         self.refused: set[str] = set()
 
