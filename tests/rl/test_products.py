@@ -92,6 +92,16 @@ def test_the_rest_is_torchs(onednn: list[tuple[int, ...]], x: Tensor, weight: Te
     assert onednn == []
 
 
+def test_a_compiler_has_its_own_way(onednn: list[tuple[int, ...]]) -> None:
+    layer, x = AffineLayer(300, 128), large(80, 300)
+    compiled = torch.compile(layer, backend="aot_eager")
+    close(compiled(x), x.double() @ layer.weight.double().t() + layer.bias.double())
+    assert onednn == []
+    layer(x)
+    assert onednn == [(80, 300, 128)]
+    torch._dynamo.reset()
+
+
 def test_the_smallest_product_that_is_worth_it(onednn: list[tuple[int, ...]]) -> None:
     rows = WORTH_IT // 128**2
     affine(large(rows - 1, 128), large(128, 128))

@@ -4,8 +4,8 @@ torch leaves float32 products to MKL, which uses AVX-512 on Intel's processors o
 On one core of an AMD EPYC (Zen 5) MKL makes 79 GFLOP/s and oneDNN 179, so there ``affine`` calls oneDNN: the linear layer behind an Atari
 network's convolutions is twice as fast. The rule looks at the processor and not at a clock: two runs on one machine compute the same bits.
 
-torch decides itself without such a processor, on another device, in another dtype, under autocast, and where this operator is missing or
-means something else: it is what torch.compile emits, and not a documented part of torch.
+torch decides itself without such a processor, on another device, in another dtype, under autocast, in what torch.compile compiles, and
+where this operator is missing or means something else: it is what torch.compile itself may emit, and not a documented part of torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _wanted(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
         and x.dim() == 2
         and len(x) * weight.numel() >= WORTH_IT
         and x.dtype is torch.float32
