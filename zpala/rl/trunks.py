@@ -19,6 +19,7 @@ from torch.nn.utils import skip_init
 from zpala.rl.activations import Convolution, Linear
 from zpala.rl.observations import ObservationPart
 from zpala.rl.products import AffineLayer
+from zpala.rl.tanh import tanh
 
 Activation = Literal["tanh", "relu"]
 NetworkName = Literal["auto", "mlp", "nature_cnn", "nips_cnn", "impala_resnet"]
@@ -65,7 +66,7 @@ class MLP(Trunk):
         super().__init__()
         self.size = hidden_sizes[-1]
         self._activation_name = activation
-        self._activation = {"tanh": torch.tanh, "relu": torch.relu}[activation]
+        self._activation = {"tanh": tanh, "relu": torch.relu}[activation]
         self._sizes = [math.prod(observation_shape), *hidden_sizes]
         self.hidden = nn.ModuleList(linear(a, b) for a, b in itertools.pairwise(self._sizes))
 
