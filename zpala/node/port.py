@@ -28,6 +28,7 @@ from zpala.node.weights import Weights
 from zpala.node.worker import Supervisor
 
 PUBLISH_SHARE = 0.05  # at most this share of the learner's time goes into copying snapshots
+ALONE_S = 0.1  # between two snapshots of a node without live peers, which nobody is going to ask for
 WAIT_SLICE_S = 0.1
 
 _log = logging.getLogger(__name__)
@@ -258,7 +259,8 @@ class GossipPort:
     def _publish(self, progress: Progress, *, urgent: bool) -> None:
         now = self._clock()
         # A queued delta's buffer becomes free only when a snapshot holds it: such a snapshot does not wait for its turn.
-        due = urgent or self._deltas.applied_through > self._published_through or self._copy_s <= PUBLISH_SHARE * (now - self._published_at)
+        rest_s = max(self._copy_s / PUBLISH_SHARE, 0.0 if self.view.live else ALONE_S)
+        due = urgent or self._deltas.applied_through > self._published_through or now - self._published_at >= rest_s
         if self._changed and due:
             stamp = events.Published(
                 version=self.version,
