@@ -2,8 +2,8 @@
 
 Owns: one inproc PAIR per actor between its thread and the learner's. Messages are 8 bytes: the number of the time step, i64
 little-endian. What a message passes is the right to touch the shard's columns of the slab: the learner's "actions ready t" gives the
-actor row t, the actor's "slot ready t + 1" gives it back. Games that ended in the step ride along as a second frame. Nobody needs a
-mutex.
+actor row t, the actor's "slot ready t + 1" gives it back. Games that ended in the step ride along behind it: return and length, f64
+little-endian each. Nobody needs a mutex.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import zmq
 
 from zpala.node import sockets
@@ -31,6 +30,7 @@ START_LIMIT_PER_ENV_S = 0.5  # ALE takes 0.1 s to make one and to reset it, for 
 _LOOK_MS = 100  # between two looks at whether the wait should end
 _LONGEST_LOOK_S = 0.5
 _STEP = struct.Struct("<q")
+_EPISODE = struct.Struct("<dd")
 _numbers = itertools.count()
 
 
@@ -57,11 +57,11 @@ def shards(num_envs: int, groups: int, actors_per_group: int) -> list[list[Shard
 
 
 def _episodes_to_bytes(episodes: Sequence[Episode]) -> bytes:
-    return np.array([(e.return_, e.length) for e in episodes], dtype="<f8").tobytes()
+    return b"".join(_EPISODE.pack(e.return_, e.length) for e in episodes)
 
 
-def _episodes_from_bytes(frame: bytes) -> list[tuple[float, int]]:
-    return [(float(r), int(n)) for r, n in np.frombuffer(frame, dtype="<f8").reshape(-1, 2)]
+def _episodes_from_bytes(episodes: bytes) -> list[tuple[float, int]]:
+    return [(return_, int(length)) for return_, length in _EPISODE.iter_unpack(episodes)]
 
 
 class Actor:
@@ -111,10 +111,10 @@ class Actor:
             ``Interrupted`` when nothing has come and ``interrupted`` says so. Time in which the whole process stood still does not count.
         """
         looked_at, waited_s = time.monotonic(), 0.0
-        frames: list[bytes] = []
-        while not frames:
+        message = b""
+        while not message:
             try:
-                frames = self._pipe.recv_multipart()
+                message = self._pipe.recv()
             except zmq.Again:
                 self._supervisor.raise_if_failed()
                 if interrupted():
@@ -124,9 +124,10 @@ class Actor:
                 looked_at = now
                 if waited_s > limit_s:
                     raise ActorError(f"{self._worker.name}: the environments have not finished one step within {limit_s:g} s") from None
-        if _STEP.unpack(frames[0])[0] != t:
-            raise ActorError(f"{self._worker.name}: expected step {t}, got {_STEP.unpack(frames[0])[0]}")
-        return _episodes_from_bytes(frames[1]) if len(frames) > 1 else []
+        (step,) = _STEP.unpack_from(message)
+        if step != t:
+            raise ActorError(f"{self._worker.name}: expected step {t}, got {step}")
+        return _episodes_from_bytes(message[_STEP.size :])
 
     def request_stop(self) -> None:
         self._worker.request_stop()
@@ -145,19 +146,16 @@ class Actor:
         try:
             environments.reset(self._rollout.observation(0, start, stop))
             control.ready()
-            poller = zmq.Poller()
-            poller.register(pipe, zmq.POLLIN)
-            poller.register(control.socket, zmq.POLLIN)
+            pipe.rcvtimeo = _LOOK_MS
             while True:
-                ready = dict(poller.poll(1000))
-                if control.socket in ready and control.stop_requested():
-                    return
-                if pipe not in ready:
+                try:
+                    (t,) = _STEP.unpack(pipe.recv())
+                except zmq.Again:
+                    if control.stop_requested():
+                        return
                     continue
-                (t,) = _STEP.unpack(pipe.recv(zmq.DONTWAIT))
                 episodes = environments.step(self._rollout.action(t, start, stop), self._rollout.row(t, start, stop))
-                frames = [_STEP.pack(t + 1)] + ([_episodes_to_bytes(episodes)] if episodes else [])
-                pipe.send_multipart(frames, zmq.DONTWAIT)
+                pipe.send(_STEP.pack(t + 1) + _episodes_to_bytes(episodes), zmq.DONTWAIT)
         finally:
             pipe.close()
             environments.close()
