@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.rl.rollouts import spec
 from zpala.rl.a2c import A2C, A2CSettings
 from zpala.rl.action_spaces import Discrete
-from zpala.rl.activations import Activations, Convolution, Linear
+from zpala.rl.activations import Activations, Convolution, Linear, Scaling
 from zpala.rl.algorithm import Algorithm
 from zpala.rl.environments import EnvironmentSpec
 from zpala.rl.flat import FlatParameters
@@ -137,6 +137,26 @@ def test_layers_equal_plain_ones_in_every_mode(layout: Literal["contiguous", "ch
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(layers(x[:2]), plain(x[:2]))  # and it is off again
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_images_are_scaled_once(channels_last: bool) -> None:
+    layers = torch.nn.Sequential(Scaling(channels_last), Convolution(2, 3, 3, 2))
+    memory, images = Activations(layers), torch.arange(6 * 2 * 5 * 4, dtype=torch.uint8).view(6, 2, 5, 4)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    expected = images.double() / 255.0
+    memory.begin(6)
+    for first, stop in ((2, 6), (0, 2)):
+        with memory.keeping(first, stop):
+            layers(images[first:stop])
+    with memory.recalling():
+        kept = layers[0](torch.zeros_like(images))
+    for found in (kept, layers[0](images)):
+        assert found.dtype is torch.float32
+        assert found.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
+    with pytest.raises(TypeError, match="take uint8"):
+        layers[0](images.float())
 
 
 def test_cells_without_activations_are_an_error() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from zpala.rl.optimizers import Adam, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
+from zpala.rl.optimizers import SHARED, Adam, OptimizerSettings, RMSprop, build_optimizer, clip_gradient_norm
 
 NUMEL, STEPS = 64, 20
 
@@ -93,3 +93,23 @@ def test_clipping() -> None:
     assert vector.tolist() == [3.0, 4.0]
     assert clip_gradient_norm(vector, 0.5).item() == 5.0
     assert vector.tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_a_vector_that_threads_share_is_clipped_as_a_small_one() -> None:
+    for numel in (SHARED - 1, SHARED, 1_000_003):
+        vector = torch.randn(numel, generator=torch.Generator().manual_seed(numel))
+        wide = vector.double()
+        torch.testing.assert_close(clip_gradient_norm(vector, 0.5).double(), wide.norm(), rtol=2e-5, atol=0.0)
+        torch.testing.assert_close(vector.double(), wide * (0.5 / wide.norm()), rtol=2e-5, atol=0.0)
+        vector[-1] = torch.inf
+        assert not clip_gradient_norm(vector, 0.5).isfinite()
+
+
+def test_a_gradient_that_becomes_small_is_not_lost_beside_the_one_before() -> None:
+    """RMSprop has no first moment, however it is computed."""
+    parameters, optimizer = torch.zeros(NUMEL), RMSprop(NUMEL, alpha=0.5, epsilon=1.0)
+    optimizer.step(parameters, torch.full((NUMEL,), 1e3), 0.0)
+    optimizer.state["square_average"].zero_()
+    small = torch.linspace(1e-6, 1e-5, NUMEL)
+    optimizer.step(parameters, small, 1.0)
+    torch.testing.assert_close(parameters, -small / ((0.5 * small.square()).sqrt() + 1.0), rtol=1e-6, atol=0.0)

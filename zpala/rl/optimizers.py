@@ -27,6 +27,10 @@ class Optimizer(Protocol):
         """One step downhill, in place; all f32[numel]."""
 
 
+SHARED = 32_768  # elements above which torch shares an operation among its threads
+_LATE = 1e12  # steps after which alpha ** steps is 0, whatever alpha below 1 is
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
     """Which optimiser, and its constants; see ``RMSprop`` and ``Adam``."""
@@ -44,7 +48,8 @@ class RMSprop:
     """v = alpha v + (1 - alpha) g^2;  x -= lr g / (sqrt(v) + epsilon), or x -= lr g / sqrt(v + epsilon) with ``epsilon_inside_root``.
 
     torch puts epsilon outside and starts v at 0; TensorFlow 1 puts it inside and starts v at 1, which makes the first steps small.
-    Source: Tieleman & Hinton 2012, lecture 6.5.
+    With epsilon outside it is what Adam is without a first moment (beta1 = 0) after so many steps that its corrections are 1, and torch has
+    a kernel for Adam that goes over the vectors once. Source: Tieleman & Hinton 2012, lecture 6.5.
     """
 
     def __init__(
@@ -60,7 +65,8 @@ class RMSprop:
         self.steps = 0
         self._alpha, self._epsilon, self._inside = alpha, epsilon, epsilon_inside_root
         self._square_average = torch.full((numel,), initial_square_average, dtype=torch.float32, device=device)
-        self._scratch = torch.empty_like(self._square_average)
+        self._scratch = torch.zeros_like(self._square_average)  # of the kernel: the gradient again
+        self._late = torch.full((), _LATE, dtype=torch.float32, device=device)
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -70,12 +76,11 @@ class RMSprop:
     def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
         self.steps += 1
         v, scratch = self._square_average, self._scratch
-        v.mul_(self._alpha).addcmul_(gradients, gradients, value=1.0 - self._alpha)
         if self._inside:
-            torch.add(v, self._epsilon, out=scratch).sqrt_()
+            v.mul_(self._alpha).addcmul_(gradients, gradients, value=1.0 - self._alpha)
+            parameters.addcmul_(gradients, torch.add(v, self._epsilon, out=scratch).rsqrt_(), value=-lr)
         else:
-            torch.sqrt(v, out=scratch).add_(self._epsilon)
-        parameters.addcdiv_(gradients, scratch, value=-lr)
+            _adam(parameters, gradients, scratch, v, self._late.fill_(_LATE), lr=lr, beta1=0.0, beta2=self._alpha, epsilon=self._epsilon)
 
 
 class Adam:
@@ -98,22 +103,40 @@ class Adam:
     def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
         self._step.fill_(self.steps)
         self.steps += 1
-        adam(
-            [parameters],
-            [gradients],
-            [self._first],
-            [self._second],
-            [],
-            [self._step],
-            fused=True,
-            amsgrad=False,
-            beta1=self._beta1,
-            beta2=self._beta2,
-            lr=lr,
-            weight_decay=0.0,
-            eps=self._epsilon,
-            maximize=False,
+        _adam(
+            parameters, gradients, self._first, self._second, self._step, lr=lr, beta1=self._beta1, beta2=self._beta2, epsilon=self._epsilon
         )
+
+
+def _adam(
+    parameters: Tensor,
+    gradients: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
+    """torch's fused kernel. ``step``: a f32 scalar, the steps before this one; it is counted up."""
+    adam(
+        [parameters],
+        [gradients],
+        [first],
+        [second],
+        [],
+        [step],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=lr,
+        weight_decay=0.0,
+        eps=epsilon,
+        maximize=False,
+    )
 
 
 def build_optimizer(settings: OptimizerSettings, numel: int, device: torch.device | str = "cpu") -> RMSprop | Adam:
@@ -135,6 +158,9 @@ def clip_gradient_norm(gradients: Tensor, max_norm: float) -> Tensor:
 
     Nothing leaves the device. Equal to ``torch.nn.utils.clip_grad_norm_``.
     """
-    norm: Tensor = torch.linalg.vector_norm(gradients)
+    # torch's norm is one thread's: on the CPU, whoever goes over the vector next with several threads fetches most of it from that one's
+    # core, which takes five times as long as the norm itself. A product is shared among them as all the rest is.
+    shared = gradients.device.type == "cpu" and gradients.numel() >= SHARED
+    norm: Tensor = torch.dot(gradients, gradients).sqrt() if shared else torch.linalg.vector_norm(gradients)
     gradients.mul_(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
     return norm

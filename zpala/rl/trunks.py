@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from zpala.rl.activations import Convolution, Linear
+from zpala.rl.activations import Convolution, Linear, Scaling
 from zpala.rl.observations import ObservationPart
 from zpala.rl.products import AffineLayer
 from zpala.rl.tanh import tanh
@@ -94,15 +94,7 @@ class ImageTrunk(Trunk):
                 f"{self.name} needs images (channels, height, width) of at least {size_min} x {size_min}, not {tuple(observation_shape)}"
             )
         super().__init__()
-        self.channels_last = channels_last
-
-    def _scaled(self, observation: Tensor) -> Tensor:
-        if observation.dtype is not torch.uint8:
-            raise TypeError(f"networks for images take uint8, not {observation.dtype}")
-        if self.channels_last:
-            # The bytes change places before they become floats: a quarter of the memory, and half the time of both at once.
-            return torch.stack(observation.unbind(1), dim=-1).to(torch.float32).mul_(1.0 / 255.0).permute(0, 3, 1, 2)
-        return observation * (1.0 / 255.0)
+        self.scaled = Scaling(channels_last)
 
 
 class Convolutions(ImageTrunk):
@@ -145,7 +137,7 @@ class Convolutions(ImageTrunk):
         self.hidden = _rectified_linear(self._channels[-1] * height * width, self.size)
 
     def forward(self, observation: Tensor) -> Tensor:
-        x = self._scaled(observation)
+        x = self.scaled(observation)
         for convolution in self._convolutions:
             x = convolution(x)
         features: Tensor = self.hidden(x)
@@ -237,7 +229,7 @@ class ImpalaResNet(ImageTrunk):
             block.convolution2.weight *= len(blocks) ** -0.5
 
     def forward(self, observation: Tensor) -> Tensor:
-        x = self._scaled(observation)
+        x = self.scaled(observation)
         for stage in self.stages:
             x = stage(x)
         features: Tensor = self.hidden(functional.relu(x, inplace=True).flatten(1))
