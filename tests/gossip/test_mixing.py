@@ -49,6 +49,8 @@ def test_delta_and_norms_against_float64(size: int) -> None:
     assert (square_norm(peer), square_distance(own, peer)) == squares  # to the last bit: both ends judge by equal numbers
     assert digest.intdigest() == checksum(peer)
     assert square_norm(own) == pytest.approx(float(own.astype(np.float64) @ own.astype(np.float64)), rel=1e-5)
+    digest = new_digest()
+    assert (square_norm(own, digest), digest.intdigest()) == (square_norm(own), checksum(own))
 
 
 @pytest.mark.parametrize("size", SIZES)

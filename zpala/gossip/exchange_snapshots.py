@@ -13,7 +13,7 @@ import numpy as np
 from zpala.gossip.buffers import BufferPool
 from zpala.gossip.exchange_state import Exchange
 from zpala.gossip.messages import SnapshotDescription
-from zpala.gossip.mixing import Guard, Vector, checksum, delta_into, new_digest, relative_distance, square_norm
+from zpala.gossip.mixing import Guard, delta_into, new_digest, relative_distance, square_norm
 from zpala.gossip.schema import Schema
 from zpala.gossip.shadow import Shadow
 
@@ -38,11 +38,13 @@ class Snapshots:
         """Of a buffer just frozen. The shadow is often frozen again unchanged (after BUSY), so the last description is kept."""
         revision, described = self._described
         if revision != self._shadow.revision:
-            norm, statistics = self._square_norms(self._pool[frozen])
+            vector, k, digest = self._pool[frozen], self._learnt_from, new_digest()
+            statistics = square_norm(vector[:k], digest)
+            norm = square_norm(vector[k:], digest)
             described = None
             if math.isfinite(norm + statistics):
                 described = SnapshotDescription(
-                    version=self._shadow.version, nbytes=self._nbytes, checksum=checksum(self._pool[frozen]), square_norm=norm
+                    version=self._shadow.version, nbytes=self._nbytes, checksum=digest.intdigest(), square_norm=norm
                 )
             self._described = (self._shadow.revision, described)
         return described
@@ -62,7 +64,3 @@ class Snapshots:
         if not math.isfinite(statistics.norm):
             return "nonfinite"
         return self._guard.verdict(exchange.mine.square_norm, parameters.norm, parameters.distance)
-
-    def _square_norms(self, vector: Vector) -> tuple[float, float]:
-        """Of the parameters, and of the running statistics before them."""
-        return square_norm(vector[self._learnt_from :]), square_norm(vector[: self._learnt_from])

@@ -64,13 +64,22 @@ def new_digest() -> xxhash.xxh3_64:
     return xxhash.xxh3_64()
 
 
-def square_norm(buffer: Vector) -> float:
+def square_norm(buffer: Vector, digest: xxhash.xxh3_64 | None = None) -> float:
     """buffer.buffer, >= 0. inf or nan exactly when an element is not finite or the squares overflow float32 (|x| about 1e19).
 
     Rows are summed in float32, the rows' sums in float64. Two machines may differ in the last digits: never compare for equality.
+
+    Args:
+        digest: is updated with the bytes, in the same pass.
     """
+    norm = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        return sum(_block_square_norm(buffer[start : start + BLOCK_ELEMENTS]) for start in range(0, len(buffer), BLOCK_ELEMENTS))
+        for start in range(0, len(buffer), BLOCK_ELEMENTS):
+            block = buffer[start : start + BLOCK_ELEMENTS]
+            if digest is not None:
+                digest.update(block.data)
+            norm += _block_square_norm(block)
+    return norm
 
 
 def square_distance(own: Vector, peer: Vector) -> float:
