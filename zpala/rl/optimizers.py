@@ -28,7 +28,7 @@ class Optimizer(Protocol):
 
 
 SHARED = 32_768  # elements above which torch shares an operation among its threads
-_LATE = 1e12  # steps after which alpha ** steps is 0, whatever alpha below 1 is
+_LATE = 1e12  # steps after which alpha ** steps is 0, whatever alpha below 1 is; in a f32 one more is as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class RMSprop:
             v.mul_(self._alpha).addcmul_(gradients, gradients, value=1.0 - self._alpha)
             parameters.addcmul_(gradients, torch.add(v, self._epsilon, out=scratch).rsqrt_(), value=-lr)
         else:
-            _adam(parameters, gradients, scratch, v, self._late.fill_(_LATE), lr=lr, beta1=0.0, beta2=self._alpha, epsilon=self._epsilon)
+            _adam(parameters, gradients, scratch, v, self._late, lr=lr, beta1=0.0, beta2=self._alpha, epsilon=self._epsilon)
 
 
 class Adam:
