@@ -1,6 +1,6 @@
 """Actor threads: each steps its shard of the environments and writes what happens straight into the rollout slab.
 
-Owns: one inproc PAIR per actor between its thread and the learner's. Messages are 8 bytes: the number of the time step, i64
+Owns: one inproc PAIR per actor between its thread and the learner's. Messages begin with the number of the time step, i64
 little-endian. What a message passes is the right to touch the shard's columns of the slab: the learner's "actions ready t" gives the
 actor row t, the actor's "slot ready t + 1" gives it back. Games that ended in the step ride along behind it: return and length, f64
 little-endian each. Nobody needs a mutex.

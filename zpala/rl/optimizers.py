@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+SHARED = 32_768  # elements from which on torch shares an operation among its threads
+_LATE = 1e12  # steps after which alpha ** steps is 0, whatever alpha below 1 is; in a f32 one more is as many
+
 
 class Optimizer(Protocol):
     """What the learner needs of an optimiser; its vectors are changed in place and may be overwritten at adoption."""
@@ -25,10 +28,6 @@ class Optimizer(Protocol):
 
     def step(self, parameters: Tensor, gradients: Tensor, lr: float) -> None:
         """One step downhill, in place; all f32[numel]."""
-
-
-SHARED = 32_768  # elements above which torch shares an operation among its threads
-_LATE = 1e12  # steps after which alpha ** steps is 0, whatever alpha below 1 is; in a f32 one more is as many
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +155,7 @@ def build_optimizer(settings: OptimizerSettings, numel: int, device: torch.devic
 def clip_gradient_norm(gradients: Tensor, max_norm: float) -> Tensor:
     """Scales the flat ``gradients`` f32[numel] in place to an L2 norm of at most ``max_norm``; returns the norm before, a f32 scalar.
 
-    Nothing leaves the device. Equal to ``torch.nn.utils.clip_grad_norm_``.
+    Nothing leaves the device. Equal to ``torch.nn.utils.clip_grad_norm_`` but for rounding.
     """
     # torch's norm is one thread's: on the CPU, whoever goes over the vector next with several threads fetches most of it from that one's
     # core, which takes five times as long as the norm itself. A product is shared among them as all the rest is.

@@ -22,7 +22,7 @@ _tanh_backward = torch.ops.aten.tanh_backward
 
 
 def tanh(x: Tensor) -> Tensor:
-    """``x`` [...] -> [...], in (-1, 1)."""
+    """``x`` [...] of any dtype and device -> the same shape and dtype, in [-1, 1]. Any strides."""
     if not _wanted(x):
         return torch.tanh(x)
     y: Tensor = _Tanh.apply(x) if x.requires_grad and torch.is_grad_enabled() else _numpys(x)  # type: ignore[no-untyped-call]
